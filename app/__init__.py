@@ -1,0 +1,1 @@
+"""Skriptoteket: small Python tools for school staff, run from a web page."""

@@ -1,0 +1,1 @@
+"""Routes by noun. Only this package knows the web framework."""

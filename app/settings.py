@@ -1,0 +1,94 @@
+"""The only reader of the environment. One frozen struct, made once by the entry points."""
+
+import os
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+Positive = Annotated[int, Meta(gt=0)]
+MIB = 1024 * 1024
+
+
+class SettingsError(Exception):
+    """The environment holds a value that cannot be used; the message names the variable."""
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """All settings. A field `name` is read from the variable `NAME`; units are in the names."""
+
+    app_env: Literal["production", "development", "test"] = "production"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    database_url: str = "postgresql://skriptoteket@localhost/skriptoteket"
+    database_pool_size: Positive = 10
+    redis_url: str = "redis://localhost:6379/0"
+    queue_name: str = "skriptoteket:queue"
+
+    s3_endpoint_url: str | None = None
+    s3_region: str = "us-east-1"
+    s3_access_key: str | None = None
+    s3_secret_key: str | None = None
+    s3_bucket: str = "skriptoteket"
+    s3_addressing: Literal["auto", "path", "virtual"] = "auto"
+    s3_sse: Literal["AES256", "aws:kms"] | None = None
+    s3_max_connections: Positive = 32
+    s3_timeout_seconds: Positive = 20
+    storage_fence: Literal["none", "postgres"] = "none"
+    lifecycle_days: Positive = 7
+    artifact_retention_days: Positive = 30
+    session_files_ttl_seconds: Positive = 86_400
+
+    upload_max_files: Positive = 20
+    upload_max_file_bytes: Positive = 20_000_000
+    upload_max_total_bytes: Positive = 50_000_000
+    upload_max_field_bytes: Positive = 1_000_000
+    upload_buffer_bytes: Positive = 64 * MIB
+    upload_idle_seconds: Positive = 30
+
+    login_ttl_seconds: Positive = 14 * 86_400
+    login_attempts: Positive = 10
+    login_window_seconds: Positive = 300
+    cookie_secure: bool = True
+
+    sandbox: Literal["auto", "docker", "process"] = "auto"
+    runner_image: str = "skriptoteket-runner"
+    run_timeout_seconds: Positive = 120
+    sandbox_run_timeout_seconds: Positive = 60
+    run_memory_bytes: Positive = 1024 * MIB
+    run_cpus: Annotated[float, Meta(gt=0)] = 1.0
+    run_processes: Positive = 256
+    run_work_bytes: Positive = 512 * MIB
+    run_output_max_bytes: Positive = 200_000
+    run_result_max_bytes: Positive = 8 * MIB
+    run_error_max_bytes: Positive = 20_000
+    run_max_attempts: Positive = 2
+    run_queue_timeout_seconds: Positive = 600
+    run_lease_seconds: Positive = 15
+    run_heartbeat_seconds: Positive = 5
+    run_max_unfinished: Positive = 4
+    artifacts_max_files: Positive = 50
+    artifact_max_bytes: Positive = 50_000_000
+    artifacts_max_total_bytes: Positive = 200_000_000
+    worker_concurrency: Positive = 4
+
+
+def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
+    """Read the settings from the environment (or the mapping given).
+
+    Raises:
+        SettingsError: a variable holds a value of the wrong kind, or two do not go together.
+    """
+    env = os.environ if environ is None else environ
+    raw = {name: env[name.upper()] for name in Settings.__struct_fields__ if name.upper() in env}
+    try:
+        settings = msgspec.convert(raw, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise SettingsError(f"settings: {error}".replace("`$.", "`").replace("$.", "")) from None
+    if settings.lifecycle_days * 86_400 < 2 * settings.session_files_ttl_seconds + 86_400:
+        # Rules count whole days from creation: a shorter period could delete a live set.
+        raise SettingsError("LIFECYCLE_DAYS must be at least twice SESSION_FILES_TTL_SECONDS + 1 day")
+    if settings.app_env == "production" and settings.sandbox == "process":
+        raise SettingsError("SANDBOX=process is no security boundary: not with APP_ENV=production")
+    return settings

@@ -1,0 +1,1 @@
+"""The rules of a run, each readable in one screen. No framework, no driver."""

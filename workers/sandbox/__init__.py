@@ -1,0 +1,1 @@
+"""What isolates a run. One contract, several implementations."""
