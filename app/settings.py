@@ -72,6 +72,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     artifact_max_bytes: Positive = 50_000_000
     artifacts_max_total_bytes: Positive = 200_000_000
     worker_concurrency: Positive = 4
+    worker_grace_seconds: Positive = 20
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
@@ -88,7 +89,7 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         raise SettingsError(f"settings: {error}".replace("`$.", "`").replace("$.", "")) from None
     if settings.lifecycle_days * 86_400 < 2 * settings.session_files_ttl_seconds + 86_400:
         # Rules count whole days from creation: a shorter period could delete a live set.
-        raise SettingsError("LIFECYCLE_DAYS must be at least twice SESSION_FILES_TTL_SECONDS + 1 day")
+        raise SettingsError("LIFECYCLE_DAYS must be at least 2 x SESSION_FILES_TTL_SECONDS + 1 day")
     if settings.app_env == "production" and settings.sandbox == "process":
         raise SettingsError("SANDBOX=process is no security boundary: not with APP_ENV=production")
     return settings

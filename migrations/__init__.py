@@ -1,0 +1,1 @@
+"""The database schema as raw SQL, one step a file, each up and down."""

@@ -5,7 +5,13 @@ from collections.abc import Iterable
 
 import msgspec
 
-from app.errors import DuplicateFileNames, FileTooLarge, InvalidFileName, TooManyFiles, UploadTooLarge
+from app.errors import (
+    DuplicateFileNames,
+    FileTooLarge,
+    InvalidFileName,
+    TooManyFiles,
+    UploadTooLarge,
+)
 
 MAX_NAME_BYTES = 255  # NAME_MAX of Linux file systems: the name must fit in the runner's volume.
 
@@ -64,13 +70,9 @@ def normalize_file_name(raw: str) -> str:
         raise _refused(name, "separator", "Filnamn får inte innehålla / eller \\.")
     # Cc: control characters; Cs: lone surrogates, which have no UTF-8 form.
     if any(unicodedata.category(char) in {"Cc", "Cs"} for char in name):
-        raise _refused(
-            name, "control_character", "Filnamn får inte innehålla osynliga styrtecken."
-        )
+        raise _refused(name, "control_character", "Filnamn får inte innehålla osynliga styrtecken.")
     if len(name.encode()) > MAX_NAME_BYTES:
-        raise _refused(
-            name, "too_long", f"Filnamnet är för långt (högst {MAX_NAME_BYTES} byte)."
-        )
+        raise _refused(name, "too_long", f"Filnamnet är för långt (högst {MAX_NAME_BYTES} byte).")
     return name
 
 

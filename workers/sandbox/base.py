@@ -47,7 +47,7 @@ class InputFile:
 
 @dataclass(frozen=True)
 class SandboxJob:
-    """What to run. `inputs` and `action` are JSON texts for the variables of the runner contract."""
+    """What to run. `inputs` and `action` are JSON texts for the contract's variables."""
 
     run_id: UUID
     source: str

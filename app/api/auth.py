@@ -1,0 +1,119 @@
+"""/auth: browser sessions and API tokens."""
+
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from litestar import Request, Response, Router, delete, get, post
+from litestar.datastructures import Cookie
+from litestar.di import NamedDependency
+
+from app.api.deps import CSRF_COOKIE, SESSION_COOKIE
+from app.api.schemas import (
+    LoginBody,
+    NewTokenView,
+    TokenBody,
+    TokenView,
+    UserView,
+    view_token,
+    view_user,
+)
+from app.domain.users import User
+from app.errors import Invalid
+from app.store import users
+from app.usecases import accounts
+from app.wiring import Services
+
+
+@post("/login", status_code=200)
+async def log_in(
+    request: Request[Any, Any, Any], services: NamedDependency[Services], data: LoginBody
+) -> Response[UserView]:
+    """Log in with a password. Sets the session cookie and the readable CSRF cookie."""
+    address = "unknown" if request.client is None else request.client.host
+    user, token, session = await accounts.log_in(
+        services.db,
+        services.logins,
+        (
+            (services.login_limit_by_account, data.username.strip().lower()),
+            (services.login_limit_by_address, address),
+        ),
+        data.username,
+        data.password,
+    )
+    shared: dict[str, Any] = {
+        "max_age": services.logins.ttl_seconds,
+        "secure": services.settings.cookie_secure,
+        "samesite": "lax",
+        "path": "/",
+    }
+    return Response(
+        view_user(user),
+        cookies=[
+            Cookie(key=SESSION_COOKIE, value=token, httponly=True, **shared),
+            # Readable: the page repeats it in X-CSRFToken, which another site cannot.
+            Cookie(key=CSRF_COOKIE, value=session.csrf_token, **shared),
+        ],
+    )
+
+
+@post("/logout", status_code=204)
+async def log_out(
+    request: Request[Any, Any, Any],
+    services: NamedDependency[Services],
+    user: NamedDependency[User],
+) -> Response[None]:
+    """End the browser's session."""
+    if token := request.cookies.get(SESSION_COOKIE):
+        await services.logins.delete(token)
+    response: Response[None] = Response(None, status_code=204)
+    response.delete_cookie(SESSION_COOKIE)
+    response.delete_cookie(CSRF_COOKIE)
+    return response
+
+
+@get("/me")
+async def show_me(user: NamedDependency[User]) -> UserView:
+    """Who is logged in."""
+    return view_user(user)
+
+
+@get("/tokens")
+async def list_tokens(
+    services: NamedDependency[Services], user: NamedDependency[User]
+) -> list[TokenView]:
+    """The caller's API tokens, without the tokens themselves."""
+    return [view_token(token) for token in await users.list_tokens(services.db, user.id)]
+
+
+@post("/tokens", status_code=201)
+async def create_token(
+    services: NamedDependency[Services], user: NamedDependency[User], data: TokenBody
+) -> NewTokenView:
+    """Make an API token; this answer is the only one that holds it."""
+    now = datetime.now(UTC)
+    if data.expires_at is not None and (data.expires_at.tzinfo is None or data.expires_at <= now):
+        raise Invalid("expires_at ska vara en tid i framtiden, med tidszon.")
+    token, secret = await accounts.create_token(services.db, user, data.name, data.expires_at, now)
+    return NewTokenView(
+        id=token.id,
+        name=token.name,
+        created_at=token.created_at,
+        expires_at=token.expires_at,
+        token=secret,
+    )
+
+
+@delete("/tokens/{token_id:uuid}", status_code=204)
+async def revoke_token(
+    services: NamedDependency[Services], user: NamedDependency[User], token_id: UUID
+) -> None:
+    """Revoke an API token; it stops working at once."""
+    await accounts.revoke_token(services.db, user, token_id)
+
+
+router = Router(
+    "/auth",
+    route_handlers=[log_in, log_out, show_me, list_tokens, create_token, revoke_token],
+    tags=["auth"],
+)

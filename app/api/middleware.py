@@ -1,0 +1,127 @@
+"""What happens around every request: correlation id, security headers, orderly early answers."""
+
+import asyncio
+import time
+from contextlib import suppress
+from typing import Any
+from uuid import UUID, uuid4
+
+from app.log import correlation_id, get_log
+
+log = get_log(__name__)
+
+CORRELATION_HEADER = b"x-correlation-id"
+# An early answer waits this long, and for this much, so that the client can read it.
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 64 * 1024 * 1024
+
+SECURITY_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+]
+
+
+class RequestContext:
+    """ASGI middleware: takes or makes the correlation id, echoes it, and logs the request."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _correlation_id(scope)
+        token = correlation_id.set(request_id)
+        started, status = time.monotonic(), 0
+
+        async def send_with_headers(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = list(message.get("headers", []))
+                headers.append((CORRELATION_HEADER, request_id.encode()))
+                present = {name.lower() for name, _ in headers}
+                headers += [pair for pair in SECURITY_HEADERS if pair[0] not in present]
+                message = {**message, "headers": headers}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        finally:
+            log.debug(
+                "request.done",
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                duration_ms=round((time.monotonic() - started) * 1000, 1),
+            )
+            correlation_id.reset(token)
+
+
+class LingeringClose:
+    """ASGI middleware: an answer that comes before the request's body has been read.
+
+    The client is told at once and the connection is closed. But closing a socket with unread
+    data resets it, and the reset can overtake the answer: so what still arrives is read and
+    dropped for a moment first (RFC 9112 §9.6).
+    """
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        is_body_read = not _has_body(scope)
+
+        async def watch_receive() -> Any:
+            nonlocal is_body_read
+            message = await receive()
+            if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                is_body_read = True
+            return message
+
+        async def send_then_linger(message: Any) -> None:
+            if is_body_read:
+                await send(message)
+            elif message["type"] == "http.response.start":
+                headers = [*message.get("headers", []), (b"connection", b"close")]
+                await send({**message, "headers": headers})
+            elif message.get("more_body", False):
+                await send(message)
+            else:
+                await send({**message, "more_body": True})
+                await _drain(receive)
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+        await self._app(scope, watch_receive, send_then_linger)
+
+
+async def _drain(receive: Any) -> None:
+    left = LINGER_BYTES
+    with suppress(TimeoutError):
+        async with asyncio.timeout(LINGER_SECONDS):
+            while left > 0:
+                message = await receive()
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
+                left -= len(message.get("body", b""))
+
+
+def _has_body(scope: Any) -> bool:
+    headers = dict(scope["headers"])
+    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
+
+
+def _correlation_id(scope: Any) -> str:
+    for name, value in scope["headers"]:
+        if name == CORRELATION_HEADER:
+            try:
+                return str(UUID(value.decode("latin-1")))
+            except ValueError:
+                break
+    return str(uuid4())

@@ -1,0 +1,221 @@
+"""/runs and /start_action: steps, what came of them, and their files."""
+
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+from urllib.parse import quote
+from uuid import UUID
+
+from litestar import Request, Response, Router, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery
+from litestar.response import Stream
+
+from app.api.deps import (
+    check_page_size,
+    decode_cursor,
+    encode_cursor,
+    read_wait_seconds,
+)
+from app.api.schemas import (
+    ActionStarted,
+    ArtifactLink,
+    ArtifactList,
+    RunPage,
+    RunView,
+    StartActionBody,
+    view_run,
+)
+from app.domain.sessions import parse_context
+from app.domain.users import User
+from app.errors import NotFound
+from app.store import runs
+from app.store.session_files import SessionFilesKey
+from app.usecases.runs import ActionRequest
+from app.wiring import Services
+
+
+async def answer_started(
+    request: Request[Any, Any, Any], services: Services, user: User, run_id: UUID
+) -> Response[RunView]:
+    """Answer 202 at once or, with `Prefer: wait=N`, 200 as soon as the run is finished."""
+    wait_seconds = read_wait_seconds(request)
+    headers = {"Location": f"/api/v1/runs/{run_id}"}
+    if wait_seconds is None:
+        run = await services.runs.get_run(user, run_id)
+    else:
+        headers["Preference-Applied"] = f"wait={wait_seconds}"
+        run = await services.runs.wait_for_run(user, run_id, wait_seconds)
+    is_done = wait_seconds is not None and run.status.is_finished
+    return Response(view_run(run), status_code=200 if is_done else 202, headers=headers)
+
+
+async def answer_action(
+    request: Request[Any, Any, Any],
+    services: Services,
+    user: User,
+    key: SessionFilesKey,
+    action: ActionRequest,
+) -> Response[ActionStarted]:
+    """Start an action run and answer it, waited for or not."""
+    run_id, state_rev = await services.runs.start_action(user, key, action)
+    wait_seconds = read_wait_seconds(request)
+    headers = {"Location": f"/api/v1/runs/{run_id}"}
+    status, status_code = "queued", 202
+    if wait_seconds is not None:
+        headers["Preference-Applied"] = f"wait={wait_seconds}"
+        run = await services.runs.wait_for_run(user, run_id, wait_seconds)
+        status = run.status
+        if run.status.is_finished:
+            status_code = 200
+            state_rev = state_rev if run.state_rev is None else run.state_rev
+    started = ActionStarted(run_id=run_id, status=status, state_rev=state_rev)
+    return Response(started, status_code=status_code, headers=headers)
+
+
+@post("/start_action", status_code=202, tags=["runs"])
+async def start_action(
+    request: Request[Any, Any, Any],
+    services: NamedDependency[Services],
+    user: NamedDependency[User],
+    data: StartActionBody,
+) -> Response[ActionStarted]:
+    """Take the next step of a session: claims the turn, then runs the tool with the action."""
+    key = SessionFilesKey(data.tool_id, user.id, parse_context(data.context))
+    action = ActionRequest(data.action_id, data.input, data.expected_state_rev)
+    return await answer_action(request, services, user, key, action)
+
+
+@get("/")
+async def list_runs(
+    services: NamedDependency[Services],
+    user: NamedDependency[User],
+    tool: FromQuery[str | None] = None,
+    limit: FromQuery[int | None] = None,
+    cursor: FromQuery[str | None] = None,
+) -> RunPage:
+    """The caller's runs, newest first, without their payloads."""
+    size = check_page_size(limit)
+    found = await runs.list_runs(services.db, user.id, tool, decode_cursor(cursor, UUID), size + 1)
+    more = len(found) > size
+    return RunPage(
+        items=[view_run(run) for run in found[:size]],
+        next_cursor=encode_cursor(found[size - 1].id) if more else None,
+    )
+
+
+@get("/{run_id:uuid}")
+async def show_run(
+    request: Request[Any, Any, Any],
+    services: NamedDependency[Services],
+    user: NamedDependency[User],
+    run_id: FromPath[UUID],
+) -> RunView:
+    """One run with its payload; `Prefer: wait=N` waits for its end."""
+    wait_seconds = read_wait_seconds(request)
+    if wait_seconds is None:
+        return view_run(await services.runs.get_run(user, run_id))
+    return view_run(await services.runs.wait_for_run(user, run_id, wait_seconds))
+
+
+@post("/{run_id:uuid}/cancel", status_code=202)
+async def cancel_run(
+    services: NamedDependency[Services], user: NamedDependency[User], run_id: FromPath[UUID]
+) -> None:
+    """Stop a run: a queued one ends now, a running one is killed by its worker."""
+    await services.runs.cancel(user, run_id)
+
+
+@get("/{run_id:uuid}/artifacts")
+async def list_artifacts(
+    services: NamedDependency[Services], user: NamedDependency[User], run_id: FromPath[UUID]
+) -> ArtifactList:
+    """The files that a run produced, with where to get them."""
+    run = await services.runs.get_run(user, run_id)
+    return ArtifactList(
+        run_id=run.id,
+        artifacts=[
+            ArtifactLink(
+                path=artifact.path,
+                bytes=artifact.bytes,
+                download_url=f"/api/v1/runs/{run.id}/artifacts/{quote(artifact.path)}",
+            )
+            for artifact in run.artifacts
+        ],
+    )
+
+
+@get("/{run_id:uuid}/artifacts/{path:path}")
+async def download_artifact(
+    request: Request[Any, Any, Any],
+    services: NamedDependency[Services],
+    user: NamedDependency[User],
+    run_id: FromPath[UUID],
+    path: FromPath[str],
+) -> Response[Any]:
+    """One file, streamed as an attachment; a single byte range is honoured (RFC 9110 §14)."""
+    run = await services.runs.get_run(user, run_id)
+    index = _find_artifact([artifact.path for artifact in run.artifacts], path.lstrip("/"))
+    size = run.artifacts[index].bytes
+    headers = {
+        "Content-Disposition": content_disposition(run.artifacts[index].path),
+        "X-Content-Type-Options": "nosniff",
+        "Accept-Ranges": "bytes",
+        "Cache-Control": "private, no-store",
+    }
+    span = _parse_range(request.headers.get("range"), size)
+    if span is None:
+        start, end, status_code = 0, size, 200
+    elif span[0] >= size:
+        return Response(None, status_code=416, headers={"Content-Range": f"bytes */{size}"})
+    else:
+        start, end, status_code = span[0], span[1], 206
+        headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+    headers["Content-Length"] = str(end - start)
+
+    async def send() -> AsyncIterator[bytes]:
+        async with services.artifacts.open(
+            run_id, index, offset=start, length=end - start
+        ) as artifact:
+            async for chunk in artifact.chunks:
+                yield chunk
+
+    return Stream(
+        send(), status_code=status_code, media_type="application/octet-stream", headers=headers
+    )
+
+
+def content_disposition(path: str) -> str:
+    """Build the attachment header with both forms of the name (RFC 6266 §4.3, RFC 8187)."""
+    name = path.rsplit("/", 1)[-1]
+    plain = re.sub(r"[^ !#-\[\]-~]", "_", name)
+    return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
+
+
+def _find_artifact(paths: list[str], wanted: str) -> int:
+    # ADR-0024 lists `output/report.pdf` and downloads `…/artifacts/report.pdf`: both are good.
+    for candidate in (wanted, f"output/{wanted}"):
+        if candidate in paths:
+            return paths.index(candidate)
+    raise NotFound
+
+
+def _parse_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """Return [start, end) of a single range; None to send everything (no, odd or many ranges)."""
+    match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", (header or "").strip())
+    if match is None or match.group(0) == "bytes=-":
+        return None
+    first, last = match.groups()
+    if not first:
+        count = int(last)
+        return (size, size) if count == 0 else (max(size - count, 0), size)
+    if last and int(last) < int(first):
+        return None
+    return int(first), min(int(last) + 1, size) if last else size
+
+
+router = Router(
+    "/runs",
+    route_handlers=[list_runs, show_run, cancel_run, list_artifacts, download_artifact],
+    tags=["runs"],
+)

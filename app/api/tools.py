@@ -1,0 +1,62 @@
+"""/tools: the catalogue, and starting a tool."""
+
+from typing import Any
+from uuid import UUID
+
+from litestar import Request, Response, Router, get, post
+from litestar.di import NamedDependency
+from litestar.params import FromPath, FromQuery
+
+from app.api.deps import check_page_size, decode_cursor, encode_cursor
+from app.api.runs import answer_started
+from app.api.schemas import RunView, ToolPage, ToolView, summarize_tool, view_tool
+from app.api.uploads import stream_form
+from app.domain.users import User
+from app.usecases import tools
+from app.usecases.run_form import RunTarget
+from app.wiring import Services
+
+
+@get("/")
+async def list_tools(
+    services: NamedDependency[Services],
+    user: NamedDependency[User],
+    q: FromQuery[str | None] = None,
+    limit: FromQuery[int | None] = None,
+    cursor: FromQuery[str | None] = None,
+) -> ToolPage:
+    """Published tools by title."""
+    size = check_page_size(limit)
+    after = decode_cursor(cursor, tuple[str, UUID])
+    found = await tools.list_catalogue(services.db, q, after, size + 1)
+    last = found[size - 1] if len(found) > size else None
+    return ToolPage(
+        items=[summarize_tool(tool) for tool in found[:size]],
+        next_cursor=None if last is None else encode_cursor((last.title, last.id)),
+    )
+
+
+@get("/{slug:str}")
+async def show_tool(
+    services: NamedDependency[Services], user: NamedDependency[User], slug: FromPath[str]
+) -> ToolView:
+    """One published tool with its form and limits."""
+    tool, version = await tools.get_published(services.db, slug)
+    return view_tool(tool, version, services.upload_limits)
+
+
+@post("/{slug:str}/run", status_code=202, request_max_body_size=None)
+async def run_tool(
+    request: Request[Any, Any, Any],
+    services: NamedDependency[Services],
+    user: NamedDependency[User],
+    slug: FromPath[str],
+) -> Response[RunView]:
+    """Start a tool: `files`, `inputs`, `session_context`, `session_files_mode` as multipart."""
+    _, version = await tools.get_published(services.db, slug)
+    parts = stream_form(request, services.settings)
+    run_id = await services.runs.start_initial(user, RunTarget(version), parts)
+    return await answer_started(request, services, user, run_id)
+
+
+router = Router("/tools", route_handlers=[list_tools, show_tool, run_tool], tags=["tools"])

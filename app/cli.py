@@ -1,0 +1,195 @@
+"""The `skriptoteket` command: run a node, a worker, the whole stack, or one job by hand."""
+
+import argparse
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Coroutine
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import uvicorn
+
+from app.domain.ids import new_uuid7
+from app.domain.users import User
+from app.errors import AppError
+from app.log import configure_logging
+from app.main import create_app
+from app.settings import Settings, SettingsError, load_settings
+from app.store import users
+from app.store.lifecycle import init_storage
+from app.store.migrate import migrate
+from app.store.objects import open_object_store
+from app.store.postgres import open_database
+from app.usecases.accounts import hash_password
+from app.usecases.seed import seed_script_bank
+from app.usecases.sessions import clean_up_expired
+from app.wiring import open_services
+
+
+def main() -> None:
+    """Run one command; errors that a person can act on are told in a line."""
+    args = _parser().parse_args()
+    try:
+        settings = load_settings()
+        configure_logging(settings.log_level)
+        sys.exit(args.run(args, settings))
+    except (SettingsError, AppError, OSError) as error:
+        print(f"skriptoteket: {error}", file=sys.stderr)  # noqa: T201
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="skriptoteket", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, run: Any, words: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=words, description=words)
+        sub.set_defaults(run=run)
+        return sub
+
+    api = add("api", _api, "run an API node")
+    api.add_argument("--host", default="127.0.0.1")
+    api.add_argument("--port", type=int, default=8000)
+    add("worker", _worker, "run a worker")
+    add("migrate", _migrate, "bring the database's schema up to date")
+    add("storage-init", _storage_init, "create the bucket and install its lifecycle rules")
+    add("seed", _seed, "add the script bank's tools to the catalogue")
+    user = add("add-user", _add_user, "add a user; the password is read from standard input")
+    user.add_argument("username")
+    user.add_argument("--name", help="display name")
+    user.add_argument("--role", choices=["user", "contributor", "admin"], default="user")
+    sweep = add(
+        "cleanup_expired_session_files",
+        _cleanup_expired_session_files,
+        "delete session files past their time",
+    )
+    sweep.add_argument("--dry-run", action="store_true", help="only count")
+    sweep.add_argument("--json", action="store_true", help="print the report as JSON")
+    dev = add("dev", _dev, "run everything on this machine with embedded servers")
+    dev.add_argument("--port", type=int, default=8000, help="of the first API node")
+    dev.add_argument("--data-dir", type=Path, default=Path(".devdata"))
+    dev.add_argument("--api-nodes", type=int, default=1)
+    dev.add_argument("--workers", type=int, default=1)
+    dev.add_argument("--ready-file", type=Path)
+    demo = add("demo", _demo, "show the main job done, from login to PDF")
+    demo.add_argument("--output-dir", type=Path, default=Path("demo-output"))
+    return parser
+
+
+def _api(args: argparse.Namespace, settings: Settings) -> int:
+    uvicorn.run(
+        create_app(settings),
+        host=args.host,
+        port=args.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=10,
+    )
+    return 0
+
+
+def _worker(args: argparse.Namespace, settings: Settings) -> int:
+    # The workers import the app and never the reverse: hand over to their own program.
+    os.execv(sys.executable, [sys.executable, "-m", "workers.main"])  # noqa: S606
+
+
+def _migrate(args: argparse.Namespace, settings: Settings) -> int:
+    migrate(settings.database_url)
+    return 0
+
+
+def _storage_init(args: argparse.Namespace, settings: Settings) -> int:
+    async def init() -> None:
+        async with open_object_store(settings) as objects:
+            _print_json(msgspec.to_builtins(await init_storage(objects, settings)))
+
+    return _run(init())
+
+
+def _seed(args: argparse.Namespace, settings: Settings) -> int:
+    async def seed() -> None:
+        async with open_database(settings.database_url, size=1) as db:
+            for tool in await seed_script_bank(db, datetime.now(UTC)):
+                print(tool.slug)  # noqa: T201
+
+    return _run(seed())
+
+
+def _add_user(args: argparse.Namespace, settings: Settings) -> int:
+    password = sys.stdin.readline().rstrip("\n")
+    if len(password) < 8:
+        print("skriptoteket: a password has at least 8 characters", file=sys.stderr)  # noqa: T201
+        return 1
+
+    async def add() -> bool:
+        now = datetime.now(UTC)
+        username = args.username.strip().lower()
+        user = User(
+            id=new_uuid7(now),
+            username=username,
+            display_name=args.name or args.username,
+            role=args.role,
+        )
+        async with open_database(settings.database_url, size=1) as db:
+            return await users.ensure_user(db, user, await hash_password(password), now)
+
+    if asyncio.run(add()):
+        return 0
+    print("skriptoteket: there is a user of that name", file=sys.stderr)  # noqa: T201
+    return 1
+
+
+def _cleanup_expired_session_files(args: argparse.Namespace, settings: Settings) -> int:
+    async def sweep() -> None:
+        async with open_services(settings) as services:
+            report = await clean_up_expired(
+                services.db, services.session_files, dry_run=args.dry_run
+            )
+        if report is None:
+            print("another process is sweeping", file=sys.stderr)  # noqa: T201
+        elif args.json:
+            _print_json(msgspec.to_builtins(report))
+        else:
+            for name, value in msgspec.structs.asdict(report).items():
+                print(f"{name.replace('_', ' ')}: {value}")  # noqa: T201
+
+    return _run(sweep())
+
+
+def _dev(args: argparse.Namespace, settings: Settings) -> int:
+    # Imported here: the embedded servers are an extra that production does not install.
+    from app.dev import run_dev
+
+    return run_dev(
+        data_dir=args.data_dir,
+        port=args.port,
+        api_nodes=args.api_nodes,
+        workers=args.workers,
+        ready_file=args.ready_file,
+    )
+
+
+def _demo(args: argparse.Namespace, settings: Settings) -> int:
+    from app.demo import run_demo
+
+    return run_demo(args.output_dir)
+
+
+def _run(work: Coroutine[Any, Any, None]) -> int:
+    asyncio.run(work)
+    return 0
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False))  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Names of jobs and how they get on the queue. A job says which run, never what it holds.
+
+The queue may lose everything: `tool_runs` says what is queued, and the sweep sends it again.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from arq.connections import ArqRedis, RedisSettings, create_pool
+from redis.exceptions import RedisError
+
+from app.log import get_log
+from app.settings import Settings
+
+log = get_log(__name__)
+
+RUN_TOOL = "run_tool"
+# Tells idle workers that something was queued, so that they need not poll in milliseconds.
+WAKE_CHANNEL = "skriptoteket:wake"
+
+# Never pickle: whoever can write to Redis must not be able to run code in a worker.
+serialize_job = msgspec.msgpack.Encoder(enc_hook=repr).encode
+deserialize_job = msgspec.msgpack.decode
+
+
+class Queue:
+    """The sending side of the queue."""
+
+    def __init__(self, arq: ArqRedis, queue_name: str) -> None:
+        self.arq = arq
+        self._queue_name = queue_name
+
+    async def enqueue_run(self, run_id: UUID, attempt: int) -> None:
+        """Send a run's job once for each attempt; sending it again is harmless.
+
+        Call after the commit of the run. A queue that is away is logged: the sweep sends later.
+        """
+        try:
+            await self.arq.enqueue_job(
+                RUN_TOOL,
+                str(run_id),
+                attempt,
+                _job_id=f"run:{run_id}:{attempt}",
+                _queue_name=self._queue_name,
+            )
+            await self.arq.publish(WAKE_CHANNEL, b"")
+        except (RedisError, OSError) as error:
+            log.warning("run.enqueue_failed", run_id=run_id, error=str(error))
+
+
+def redis_settings(settings: Settings) -> RedisSettings:
+    parsed = RedisSettings.from_dsn(settings.redis_url)
+    parsed.conn_retries = 0
+    parsed.conn_timeout = 2
+    return parsed
+
+
+@asynccontextmanager
+async def open_queue(settings: Settings) -> AsyncIterator[Queue]:
+    """Connect to the queue. A Redis that is away fails here, at start, and nowhere later."""
+    arq: Any = await create_pool(
+        redis_settings(settings),
+        job_serializer=serialize_job,
+        job_deserializer=deserialize_job,
+        default_queue_name=settings.queue_name,
+    )
+    try:
+        yield Queue(arq, settings.queue_name)
+    finally:
+        with suppress(RedisError, OSError):
+            await arq.aclose()

@@ -1,0 +1,55 @@
+"""create_app(settings): one stateless API node."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from litestar import Litestar, Router
+from litestar.config.app import AppConfig
+from litestar.openapi import OpenAPIConfig
+
+from app.api import auth, editor, health, runs, sessions, tools
+from app.api.deps import DEPENDENCIES
+from app.api.errors import EXCEPTION_HANDLERS
+from app.api.middleware import LingeringClose, RequestContext
+from app.settings import Settings
+from app.wiring import open_services
+
+MAX_JSON_BODY_BYTES = 2_000_000
+
+
+def create_app(settings: Settings) -> Any:
+    """Make the ASGI application; its adapters are opened when it starts, closed when it stops."""
+
+    @asynccontextmanager
+    async def lifespan(app: Litestar) -> AsyncIterator[None]:
+        async with open_services(settings) as services:
+            app.state.services = services
+            yield
+
+    api = Router(
+        "/api/v1",
+        route_handlers=[
+            auth.router,
+            tools.router,
+            sessions.router,
+            runs.start_action,
+            runs.router,
+            editor.router,
+            health.router,
+        ],
+    )
+    litestar = Litestar.from_config(
+        AppConfig(
+            route_handlers=[api],
+            lifespan=[lifespan],
+            dependencies=dict(DEPENDENCIES),
+            exception_handlers=EXCEPTION_HANDLERS,
+            openapi_config=OpenAPIConfig(title="Skriptoteket", version="1", path="/schema"),
+            request_max_body_size=MAX_JSON_BODY_BYTES,
+            # Our own handlers log what matters, as JSON; the framework adds nothing to it.
+            logging_config=None,
+        )
+    )
+    # Around the framework, not inside it: its own refusals (no such route) need them too.
+    return RequestContext(LingeringClose(litestar))

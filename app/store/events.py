@@ -1,0 +1,131 @@
+"""Events of runs over Redis pub/sub: who waits for a run hears of it, on whichever node.
+
+An event is a hint, never the truth: a subscriber reads the run from PostgreSQL. So a lost message
+costs time and nothing else.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from uuid import UUID
+
+import msgspec
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from app.log import get_log
+
+log = get_log(__name__)
+
+BACKLOG = 100  # events a slow subscriber may lag behind before it loses the oldest
+RECONNECT_SECONDS = 0.5
+
+
+class RunEvent(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A run's new status, or the progress that its tool reports (fraction 0 to 1)."""
+
+    status: str | None = None
+    fraction: float | None = None
+    text: str | None = None
+
+
+class Subscription:
+    """Events of one run in the order in which they came."""
+
+    def __init__(self) -> None:
+        self.ready = asyncio.Event()
+        self._events: asyncio.Queue[RunEvent] = asyncio.Queue(BACKLOG)
+
+    def put(self, event: RunEvent) -> None:
+        if self._events.full():
+            self._events.get_nowait()
+        self._events.put_nowait(event)
+
+    async def get(self) -> RunEvent:
+        return await self._events.get()
+
+
+class RunEvents:
+    """One pub/sub connection a process, shared by all of its subscriptions."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._pubsub = redis.pubsub(ignore_subscribe_messages=False)
+        self._subscriptions: dict[str, set[Subscription]] = defaultdict(set)
+        # An UNSUBSCRIBE must not overtake the SUBSCRIBE of somebody who came after it.
+        self._commands = asyncio.Lock()
+
+    async def publish(self, run_id: UUID, event: RunEvent) -> None:
+        """Tell whoever listens; a Redis that is away is logged and otherwise ignored."""
+        try:
+            await self._redis.publish(_channel(run_id), msgspec.json.encode(event))
+        except (RedisError, OSError) as error:
+            log.warning("run.event_lost", run_id=run_id, error=str(error))
+
+    @asynccontextmanager
+    async def subscribe(self, run_id: UUID, *, ready_seconds: float) -> AsyncIterator[Subscription]:
+        """Listen to a run; in effect (or given up on) when the block begins.
+
+        Read the run inside the block: what happened before is not repeated.
+        """
+        channel = _channel(run_id)
+        subscription = Subscription()
+        self._subscriptions[channel].add(subscription)
+        try:
+            with suppress(RedisError, OSError, TimeoutError):
+                async with asyncio.timeout(ready_seconds):
+                    async with self._commands:
+                        await self._pubsub.subscribe(channel)
+                    await subscription.ready.wait()
+            yield subscription
+        finally:
+            self._subscriptions[channel].discard(subscription)
+            async with self._commands:
+                if not self._subscriptions.get(channel):
+                    self._subscriptions.pop(channel, None)
+                    with suppress(RedisError, OSError):
+                        await self._pubsub.unsubscribe(channel)
+
+    async def listen(self) -> None:
+        """Deliver events until cancelled. The client subscribes anew after a lost connection."""
+        while True:
+            try:
+                # A connection without any subscription cannot be read from.
+                await self._pubsub.subscribe("run-events")
+                async for message in self._pubsub.listen():
+                    self._deliver(message)
+            except (RedisError, OSError) as error:
+                log.warning("run.events_interrupted", error=str(error))
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def aclose(self) -> None:
+        await self._pubsub.aclose()  # type: ignore[no-untyped-call]
+
+    def _deliver(self, message: dict[str, Any]) -> None:
+        subscriptions = self._subscriptions.get(message["channel"].decode(), set())
+        if message["type"] == "subscribe":
+            for subscription in subscriptions:
+                subscription.ready.set()
+        elif message["type"] == "message":
+            event = msgspec.json.decode(message["data"], type=RunEvent)
+            for subscription in subscriptions:
+                subscription.put(event)
+
+
+@asynccontextmanager
+async def open_run_events(redis: Redis) -> AsyncIterator[RunEvents]:
+    events = RunEvents(redis)
+    listener = asyncio.create_task(events.listen(), name="run-events")
+    try:
+        yield events
+    finally:
+        listener.cancel()
+        with suppress(asyncio.CancelledError):
+            await listener
+        await events.aclose()
+
+
+def _channel(run_id: UUID) -> str:
+    return f"run:{run_id}"

@@ -1,0 +1,659 @@
+"""The bucket: the only module that speaks to an S3 driver.
+
+Every call has a time limit and its own retries with backoff; every failure leaves as one of the
+errors below or as `Unavailable("s3")`. The driver itself never retries: it would turn our own
+conditional PUT, applied but unanswered, into a lost race. Nothing but a conditional PUT of a small
+object is relied on to be atomic; see `probe_conditional_writes`.
+"""
+
+import asyncio
+import base64
+import hashlib
+import random
+import uuid
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal, NoReturn
+
+import aioboto3
+import aiohttp
+import msgspec
+from aiobotocore.config import AioConfig
+from botocore.exceptions import BotoCoreError, ClientError
+
+from app.errors import Unavailable
+from app.log import get_log
+from app.settings import Settings
+from app.store.upload_buffers import BufferBudget, PartBody
+
+ATTEMPTS = 4
+BACKOFF_SECONDS = 0.1
+# A call that moves bytes may take this much longer for each of them (128 KiB/s).
+SLOWEST_BYTES_PER_SECOND = 128 * 1024
+READ_BYTES = 256 * 1024
+PROBE_PREFIX = "sessions/probe/"  # Below a prefix that the lifecycle rules clean.
+
+EtagForm = Literal["quoted", "stripped"]
+
+log = get_log(__name__)
+
+
+class ObjectMissing(Exception):
+    """There is no such object (or upload). `served_at` is the server's time of the answer."""
+
+    def __init__(self, key: str, served_at: datetime) -> None:
+        super().__init__(key)
+        self.key, self.served_at = key, served_at
+
+
+class ConditionLost(Exception):
+    """A conditional PUT was not confirmed: read the object again, then decide.
+
+    `certain` tells a refusal (412, 409, 404), after which the PUT was not applied unless a resend
+    below us hid our own success, from a 5xx or a time-out, after which it may have been.
+    """
+
+    def __init__(self, key: str, *, certain: bool) -> None:
+        super().__init__(key)
+        self.key, self.certain = key, certain
+
+
+class ObjectTooLarge(Exception):
+    """The object is larger than the caller would take."""
+
+
+class RangeNotSatisfiable(Exception):
+    """The range lies outside the object."""
+
+
+class NotSupported(Exception):
+    """The server does not know this call (405, 501)."""
+
+
+class RequestRefused(Exception):
+    """The server refused a request that ought to be right: a bug or a setting, not an outage."""
+
+    def __init__(self, operation: str, status: int, code: str) -> None:
+        super().__init__(f"{operation}: {status} {code}")
+        self.operation, self.status, self.code = operation, status, code
+
+
+class ConditionalWritesMissing(Exception):
+    """The server ignores conditions on PUT: a commit would not be atomic."""
+
+
+class ObjectInfo(msgspec.Struct, frozen=True):
+    """What the server says of an object. `etag` has no quotes; `served_at` is the server's clock.
+
+    `last_modified` has whole seconds after a GET or HEAD and milliseconds in a listing.
+    """
+
+    key: str
+    bytes: int
+    etag: str
+    last_modified: datetime
+    served_at: datetime
+    metadata: Mapping[str, str] = {}
+
+
+class PutAnswer(msgspec.Struct, frozen=True):
+    etag: str
+    served_at: datetime
+
+
+class ObjectStream(msgspec.Struct, frozen=True):
+    """An object being read: `total_bytes` of the whole object, `chunks` of the range asked for."""
+
+    total_bytes: int
+    range_bytes: int
+    etag: str
+    last_modified: datetime
+    content_type: str
+    chunks: AsyncIterator[bytes]
+
+
+class OpenUpload(msgspec.Struct, frozen=True):
+    """A multipart upload that was neither completed nor aborted."""
+
+    key: str
+    upload_id: str
+    started_at: datetime
+    served_at: datetime
+
+
+class ConditionalWrites(msgspec.Struct, frozen=True):
+    """Whether PUT honours conditions, and the form of the etag that `If-Match` wants."""
+
+    supported: bool
+    etag_form: EtagForm
+
+
+class ObjectStore:
+    """One bucket. Safe for concurrent use; one instance a process, made by `open_object_store`."""
+
+    def __init__(self, client: Any, settings: Settings) -> None:
+        self._client = client
+        self._bucket = settings.s3_bucket
+        self._timeout_seconds = settings.s3_timeout_seconds
+        self._encryption: dict[str, Any] = (
+            {"ServerSideEncryption": settings.s3_sse} if settings.s3_sse else {}
+        )
+        self._conditional: ConditionalWrites | None = None
+        self._probing = asyncio.Lock()
+        self.buffers = BufferBudget(settings.upload_buffer_bytes)
+
+    # --- Small objects --------------------------------------------------------------------
+
+    async def put(
+        self,
+        key: str,
+        body: bytes,
+        *,
+        content_type: str = "application/octet-stream",
+        if_match: str | None = None,
+        create_only: bool = False,
+    ) -> PutAnswer:
+        """Write a small object, with a condition if one is given. Without one, safe to repeat.
+
+        Raises:
+            ConditionLost: under a condition, for anything but a confirmed success.
+        """
+        condition: dict[str, Any] = {}
+        if create_only:
+            condition["IfNoneMatch"] = "*"
+        elif if_match is not None:
+            quoted = (await self.conditional_writes()).etag_form == "quoted"
+            condition["IfMatch"] = f'"{if_match}"' if quoted else if_match
+        return await self._put(key, body, content_type, condition)
+
+    async def _put(
+        self, key: str, body: bytes, content_type: str, condition: Mapping[str, Any]
+    ) -> PutAnswer:
+        try:
+            answer = await self._call(
+                "put_object",
+                attempts=1 if condition else ATTEMPTS,
+                Key=key,
+                Body=body,
+                ContentType=content_type,
+                **condition,
+                **self._encryption,
+            )
+        except (ObjectMissing, _Refused) as error:
+            if condition and (isinstance(error, ObjectMissing) or error.status in {409, 412}):
+                raise ConditionLost(key, certain=True) from error
+            raise
+        except Unavailable as error:
+            if condition:
+                raise ConditionLost(key, certain=False) from error
+            raise
+        return PutAnswer(etag=_etag(answer), served_at=_served_at(answer))
+
+    async def get(self, key: str, *, max_bytes: int) -> tuple[bytes, ObjectInfo]:
+        """Read a small object whole.
+
+        Raises:
+            ObjectMissing, ObjectTooLarge
+        """
+
+        async def read(answer: dict[str, Any]) -> bytes:
+            async with answer["Body"] as body:
+                if answer["ContentLength"] > max_bytes:
+                    body.close()
+                    raise ObjectTooLarge(key)
+                return bytes(await body.read())
+
+        answer = await self._call("get_object", then=read, Key=key)
+        return answer["read"], _info(key, answer)
+
+    async def find(self, key: str) -> ObjectInfo | None:
+        """Return what is known of an object without its bytes, or None."""
+        try:
+            answer = await self._call("head_object", Key=key)
+        except ObjectMissing:
+            return None
+        return _info(key, answer)
+
+    # --- Streams --------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def open(
+        self, key: str, *, offset: int = 0, length: int | None = None
+    ) -> AsyncIterator[ObjectStream]:
+        """Open an object, or `length` bytes of it, for reading once, in chunks of some 256 KiB.
+
+        Leaving early closes the connection. A stream that breaks off is not resumed.
+
+        Raises:
+            ObjectMissing, RangeNotSatisfiable; Unavailable also while reading
+        """
+        params: dict[str, Any] = {"Key": key}
+        if offset or length is not None:
+            end = "" if length is None else offset + length - 1
+            params["Range"] = f"bytes={offset}-{end}"
+        answer = await self._call("get_object", **params)
+        body = answer["Body"]
+        total = str(answer.get("ContentRange", "")).rpartition("/")[2]
+        try:
+            yield ObjectStream(
+                total_bytes=int(total or answer["ContentLength"]),
+                range_bytes=answer["ContentLength"],
+                etag=_etag(answer),
+                last_modified=answer["LastModified"].astimezone(UTC),
+                content_type=answer.get("ContentType", "application/octet-stream"),
+                chunks=_read(body),
+            )
+        finally:
+            body.close()
+
+    async def put_part_body(
+        self, key: str, body: PartBody, content_type: str, metadata: Mapping[str, str]
+    ) -> None:
+        """Write an object of at most one part from a buffer."""
+        await self._call(
+            "put_object",
+            body_bytes=len(body),
+            Key=key,
+            Body=body,
+            ContentLength=len(body),
+            ContentType=content_type,
+            Metadata=dict(metadata),
+            **self._encryption,
+        )
+
+    async def create_multipart(
+        self, key: str, content_type: str, metadata: Mapping[str, str]
+    ) -> str:
+        """Start a multipart upload and return its id. Repeated, it can leave an upload open."""
+        answer = await self._call(
+            "create_multipart_upload",
+            Key=key,
+            ContentType=content_type,
+            Metadata=dict(metadata),
+            **self._encryption,
+        )
+        return str(answer["UploadId"])
+
+    async def put_part(self, key: str, upload_id: str, number: int, body: PartBody) -> str:
+        """Write one part (numbered from 1) and return its etag as the server wrote it."""
+        answer = await self._call(
+            "upload_part",
+            body_bytes=len(body),
+            Key=key,
+            UploadId=upload_id,
+            PartNumber=number,
+            Body=body,
+            ContentLength=len(body),
+        )
+        return str(answer["ETag"])
+
+    async def complete_multipart(self, key: str, upload_id: str, etags: Sequence[str]) -> None:
+        """Make the object from its parts."""
+        parts = [{"PartNumber": n, "ETag": etag} for n, etag in enumerate(etags, start=1)]
+        try:
+            await self._call(
+                "complete_multipart_upload",
+                Key=key,
+                UploadId=upload_id,
+                MultipartUpload={"Parts": parts},
+            )
+        except ObjectMissing:
+            # The answer of an attempt that succeeded may have been lost.
+            if await self.find(key) is None:
+                raise
+
+    async def abort_multipart(self, key: str, upload_id: str) -> bool:
+        """Drop an upload and its parts; False when there is none (any more)."""
+        try:
+            await self._call("abort_multipart_upload", Key=key, UploadId=upload_id)
+        except ObjectMissing:
+            return False
+        return True
+
+    # --- Many objects ---------------------------------------------------------------------
+
+    async def list_pages(
+        self, prefix: str, *, start_after: str = "", page_keys: int = 1000
+    ) -> AsyncIterator[list[ObjectInfo]]:
+        """Yield pages of the objects under a prefix, in order of their keys.
+
+        `start_after` resumes a listing behind a key.
+        """
+        params: dict[str, Any] = {"Prefix": prefix, "MaxKeys": page_keys}
+        if start_after:
+            params["StartAfter"] = start_after
+        while True:
+            answer = await self._call("list_objects_v2", **params)
+            served_at = _served_at(answer)
+            yield [
+                ObjectInfo(
+                    key=item["Key"],
+                    bytes=item["Size"],
+                    etag=item["ETag"].strip('"'),
+                    last_modified=item["LastModified"].astimezone(UTC),
+                    served_at=served_at,
+                )
+                for item in answer.get("Contents", ())
+            ]
+            if not answer.get("IsTruncated"):
+                return
+            params["ContinuationToken"] = answer["NextContinuationToken"]
+
+    async def list_objects(
+        self, prefix: str, *, start_after: str = ""
+    ) -> AsyncIterator[ObjectInfo]:
+        """Yield the objects under a prefix, in order of their keys."""
+        async for page in self.list_pages(prefix, start_after=start_after):
+            for info in page:
+                yield info
+
+    async def delete(self, keys: Iterable[str]) -> int:
+        """Delete objects in batches of 1000 and return how many keys the server confirmed.
+
+        Deleting what does not exist succeeds, as S3 has it. An error that stands inside a 200
+        answer is an error; a whole call that meets 404 (no bucket) is one too, never "already
+        gone": that reading is how orphans pile up unseen.
+        """
+        keys = list(keys)
+        deleted = 0
+        for start in range(0, len(keys), 1000):
+            objects = [{"Key": key} for key in keys[start : start + 1000]]
+            answer = await self._call("delete_objects", Delete={"Objects": objects})
+            # A server that reports a missing key as an error says what the others call success.
+            errors = [e for e in answer.get("Errors", ()) if e.get("Code") != "NoSuchKey"]
+            if errors:
+                first = errors[0]
+                log.error(
+                    "s3.delete_failed",
+                    failed=len(errors),
+                    key=first.get("Key"),
+                    code=first.get("Code"),
+                )
+                raise Unavailable("s3")
+            deleted += len(objects)
+        return deleted
+
+    async def copy_onto_itself(self, key: str, metadata: Mapping[str, str]) -> None:
+        """Copy an object onto itself on the server, which renews its `LastModified`.
+
+        Raises:
+            ObjectMissing
+        """
+        source = await self._call("head_object", Key=key)
+        await self._call(
+            "copy_object",
+            body_bytes=source["ContentLength"],
+            Key=key,
+            CopySource={"Bucket": self._bucket, "Key": key},
+            # A plain copy of an object onto itself is refused; one with new metadata is not.
+            MetadataDirective="REPLACE",
+            Metadata=dict(metadata),
+            ContentType=source.get("ContentType", "application/octet-stream"),
+            **self._encryption,
+        )
+
+    async def list_multipart(self, prefix: str) -> AsyncIterator[OpenUpload]:
+        """Yield the open multipart uploads under a prefix."""
+        params: dict[str, Any] = {"Prefix": prefix}
+        while True:
+            answer = await self._call("list_multipart_uploads", **params)
+            for item in answer.get("Uploads", ()):
+                yield OpenUpload(
+                    key=item["Key"],
+                    upload_id=item["UploadId"],
+                    started_at=item["Initiated"].astimezone(UTC),
+                    served_at=_served_at(answer),
+                )
+            if not answer.get("IsTruncated"):
+                return
+            params["KeyMarker"] = answer["NextKeyMarker"]
+            params["UploadIdMarker"] = answer["NextUploadIdMarker"]
+
+    # --- The bucket -----------------------------------------------------------------------
+
+    async def bucket_exists(self) -> bool:
+        """Ask for the bucket: one cheap call, also the readiness check."""
+        try:
+            await self._call("head_bucket", attempts=1)
+        except ObjectMissing:
+            return False
+        return True
+
+    async def create_bucket(self) -> bool:
+        """Create the bucket; False when it is there already."""
+        if await self.bucket_exists():
+            return False
+        region = self._client.meta.region_name
+        # The default region is the one that must not be named.
+        place: dict[str, Any] = {"CreateBucketConfiguration": {"LocationConstraint": region}}
+        named = region != "us-east-1" and self._client.meta.endpoint_url.endswith(".amazonaws.com")
+        try:
+            await self._call("create_bucket", **(place if named else {}))
+        except _Refused as error:
+            if error.code != "BucketAlreadyOwnedByYou":
+                raise
+            return False
+        return True
+
+    async def lifecycle_rules(self) -> Sequence[dict[str, Any]]:
+        """Return the bucket's lifecycle rules as the server words them.
+
+        Raises:
+            NotSupported: the server knows no lifecycle rules.
+        """
+        try:
+            answer = await self._call("get_bucket_lifecycle_configuration")
+        except ObjectMissing:
+            return []
+        rules: Sequence[dict[str, Any]] = answer.get("Rules", [])
+        return rules
+
+    async def put_lifecycle_rules(self, rules: Sequence[dict[str, Any]]) -> None:
+        """Replace the bucket's lifecycle rules.
+
+        Raises:
+            NotSupported, RequestRefused: the server knows no rules, or not one of these.
+        """
+        await self._call(
+            "put_bucket_lifecycle_configuration", LifecycleConfiguration={"Rules": list(rules)}
+        )
+
+    # --- Conditions -----------------------------------------------------------------------
+
+    async def conditional_writes(self) -> ConditionalWrites:
+        """Return what the probe found; probe at the first call."""
+        if self._conditional is None:
+            async with self._probing:
+                if self._conditional is None:
+                    self._conditional = await self.probe_conditional_writes()
+        return self._conditional
+
+    async def probe_conditional_writes(self) -> ConditionalWrites:
+        """Find out by trying whether PUT honours conditions and how `If-Match` wants the etag.
+
+        Some servers ignore the headers and answer 200; one wants the etag without its quotes.
+        """
+        key = f"{PROBE_PREFIX}{uuid.uuid4()}"
+        try:
+            first = (await self._try_put(key, b"1", {"IfNoneMatch": "*"})) or ""
+            honoured = bool(first) and not await self._try_put(key, b"2", {"IfNoneMatch": "*"})
+            wrong = hashlib.md5(b"never written", usedforsecurity=False).hexdigest()
+            form: EtagForm = "quoted"
+            for form in ("quoted", "stripped"):
+                spelled = '"{}"' if form == "quoted" else "{}"
+                if await self._try_put(key, b"3", {"IfMatch": spelled.format(wrong)}):
+                    honoured = False
+                if await self._try_put(key, b"1", {"IfMatch": spelled.format(first)}):
+                    break
+            else:
+                honoured = False
+            return ConditionalWrites(supported=honoured, etag_form=form)
+        finally:
+            await self.delete([key])
+
+    async def _try_put(self, key: str, body: bytes, condition: Mapping[str, Any]) -> str | None:
+        """Return the etag, or None for a refusal; whatever else happens is not an answer."""
+        try:
+            return (await self._put(key, body, "text/plain", condition)).etag
+        except ConditionLost as lost:
+            if lost.certain:
+                return None
+            raise Unavailable("s3") from lost
+        except (_Refused, NotSupported):
+            return None
+
+    # --- Calls ----------------------------------------------------------------------------
+
+    async def _call(
+        self,
+        operation: str,
+        *,
+        attempts: int = ATTEMPTS,
+        body_bytes: int = 0,
+        then: Any = None,
+        **params: Any,
+    ) -> dict[str, Any]:
+        """Make one call, again with backoff while the server is unavailable.
+
+        `then` reads the answer's body within the same attempt and time limit.
+        """
+        limit = self._timeout_seconds + body_bytes / SLOWEST_BYTES_PER_SECOND
+        for attempt in range(1, attempts + 1):
+            try:
+                async with asyncio.timeout(limit):
+                    method = getattr(self._client, operation)
+                    answer: dict[str, Any] = await method(Bucket=self._bucket, **params)
+                    if then is not None:
+                        answer["read"] = await then(answer)
+                    return answer
+            except _DRIVER_ERRORS as error:
+                try:
+                    _raise_own(error, operation, params.get("Key", ""))
+                except Unavailable:
+                    if attempt == attempts:
+                        raise
+                # Full jitter, so that nodes that failed together do not come back together.
+                await asyncio.sleep(random.uniform(0.3, 1) * BACKOFF_SECONDS * 4 ** (attempt - 1))
+        raise AssertionError("unreachable")
+
+
+class _Refused(RequestRefused):
+    """A 4xx that a caller in this module may know better than the table."""
+
+
+@asynccontextmanager
+async def open_object_store(settings: Settings) -> AsyncIterator[ObjectStore]:
+    """Open the client of the bucket that the settings name. Makes no call by itself."""
+    config = AioConfig(
+        connect_timeout=min(5, settings.s3_timeout_seconds),
+        read_timeout=settings.s3_timeout_seconds,
+        max_pool_connections=settings.s3_max_connections,
+        retries={"total_max_attempts": 1},
+        # Newer default checksums are not understood by every server; our own SHA-256 is the
+        # integrity, so the payload is not hashed a second time for the signature either.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+        s3={"addressing_style": settings.s3_addressing, "payload_signing_enabled": False},
+    )
+    session = aioboto3.Session()
+    async with session.client(
+        "s3",
+        endpoint_url=settings.s3_endpoint_url,
+        region_name=settings.s3_region,
+        aws_access_key_id=settings.s3_access_key,
+        aws_secret_access_key=settings.s3_secret_key,
+        config=config,
+    ) as client:
+        # Servers older than the driver's CRC32 headers insist on Content-MD5 for these two.
+        for operation in ("DeleteObjects", "PutBucketLifecycleConfiguration"):
+            client.meta.events.register(f"before-call.s3.{operation}", _add_content_md5)
+        yield ObjectStore(client, settings)
+
+
+async def require_conditional_writes(objects: ObjectStore, settings: Settings) -> None:
+    """Refuse a server that ignores conditions, unless commits are fenced by PostgreSQL.
+
+    Raises:
+        ConditionalWritesMissing
+    """
+    if settings.storage_fence == "postgres":
+        return
+    if not (await objects.conditional_writes()).supported:
+        raise ConditionalWritesMissing(
+            "the S3 server ignores If-Match/If-None-Match on PUT; set STORAGE_FENCE=postgres"
+        )
+
+
+async def _read(body: Any) -> AsyncIterator[bytes]:
+    try:
+        while chunk := await body.read(READ_BYTES):
+            yield chunk
+    except _DRIVER_ERRORS as error:
+        log.warning("s3.read_broken", error=repr(error))
+        raise Unavailable("s3") from error
+
+
+def _add_content_md5(params: dict[str, Any], **_: Any) -> None:
+    digest = hashlib.md5(params["body"], usedforsecurity=False).digest()
+    params["headers"]["Content-MD5"] = base64.b64encode(digest).decode()
+
+
+# --- Driver errors → own errors ---------------------------------------------------------------
+
+_DRIVER_ERRORS = (ClientError, BotoCoreError, aiohttp.ClientError, OSError, TimeoutError)
+_MISSING = {"NoSuchKey", "NoSuchUpload", "NoSuchLifecycleConfiguration", "404", "NotFound"}
+# Not what was asked for but who asks, or where: the user can only wait for the operator.
+_NOT_SERVED = {
+    "NoSuchBucket",
+    "AccessDenied",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "RequestTimeTooSkewed",
+    "RequestTimeout",
+    "SlowDown",
+    "403",
+}
+
+
+def _raise_own(error: Exception, operation: str, key: str) -> NoReturn:
+    """Raise the own error for a driver's."""
+    if not isinstance(error, ClientError):
+        log.warning("s3.unreachable", operation=operation, error=repr(error))
+        raise Unavailable("s3") from error
+    status = int(error.response["ResponseMetadata"].get("HTTPStatusCode", 0))
+    code = str(error.response.get("Error", {}).get("Code", ""))
+    if code in _MISSING:
+        raise ObjectMissing(key, _served_at(error.response)) from error
+    if status == 416:
+        raise RangeNotSatisfiable(key) from error
+    if status in {405, 501}:
+        raise NotSupported(operation) from error
+    if status >= 500 or status in {0, 429} or code in _NOT_SERVED:
+        log.warning("s3.unavailable", operation=operation, status=status, code=code)
+        raise Unavailable("s3") from error
+    raise _Refused(operation, status, code) from error
+
+
+def _served_at(answer: Mapping[str, Any]) -> datetime:
+    """Return the server's clock, to the second: TTLs never depend on the node's."""
+    date = answer["ResponseMetadata"].get("HTTPHeaders", {}).get("date")
+    if date is None:
+        raise RequestRefused("any call", 200, "the S3 server sends no Date header")
+    return parsedate_to_datetime(date).astimezone(UTC)
+
+
+def _etag(answer: Mapping[str, Any]) -> str:
+    return str(answer.get("ETag", "")).strip('"')
+
+
+def _info(key: str, answer: Mapping[str, Any]) -> ObjectInfo:
+    return ObjectInfo(
+        key=key,
+        bytes=answer["ContentLength"],
+        etag=_etag(answer),
+        last_modified=answer["LastModified"].astimezone(UTC),
+        served_at=_served_at(answer),
+        metadata=answer.get("Metadata", {}),
+    )

@@ -1,0 +1,315 @@
+"""Runs in PostgreSQL: inserted queued, claimed under a lease, finished once."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from app.domain.files import StoredFile
+from app.domain.runs import ActionCall, ClaimedRun, FinishedRun, Run, RunKind, ToolSession
+from app.store import sessions
+from app.store.postgres import Connection, Database, Executor, convert_row
+
+_RUN = """r.id, r.tool_id, t.slug AS tool_slug, t.title AS tool_title, r.version_id, r.user_id,
+r.session_id, r.context, r.kind, r.status, r.created_at, r.started_at, r.finished_at, r.error_code,
+r.error_summary, r.state_rev, r.artifacts, r.stdout, r.stderr"""
+
+# One run of one user: a foreign id is no run at all.
+GET_RUN = f"""
+SELECT {_RUN}, r.ui_payload FROM tool_runs r JOIN tools t ON t.id = r.tool_id
+WHERE r.id = $1 AND r.user_id = $2
+"""  # noqa: S608
+
+# A user's runs, newest first, before a position, of one tool or all. Payloads stay behind.
+LIST_RUNS = f"""
+SELECT {_RUN}, NULL AS ui_payload FROM tool_runs r JOIN tools t ON t.id = r.tool_id
+WHERE r.user_id = $1 AND ($2::text IS NULL OR t.slug = $2) AND ($3::uuid IS NULL OR r.id < $3)
+ORDER BY r.id DESC LIMIT $4
+"""  # noqa: S608
+
+# What the run with the session's current screen offers, and the version that made it.
+GET_OFFER = """
+SELECT version_id, coalesce(ui_payload -> 'next_actions', '[]'::jsonb) AS next_actions
+FROM tool_runs WHERE id = $1
+"""
+
+# One claim of a user at a time, so that the count below holds until it commits.
+LOCK_USER = "SELECT id FROM users WHERE id = $1 FOR NO KEY UPDATE"
+COUNT_UNFINISHED = """
+SELECT count(*) FROM tool_runs WHERE user_id = $1 AND status IN ('queued', 'running')
+"""
+
+# A new initial run supersedes the unfinished ones: they may end but no longer write the session.
+SUPERSEDE_RUNS = """
+UPDATE tool_runs SET superseded = true
+WHERE session_id = $1 AND status IN ('queued', 'running') AND NOT superseded
+"""
+
+INSERT_RUN = """
+INSERT INTO tool_runs (id, tool_id, source_kind, version_id, user_id, session_id, context, kind,
+    status, inputs, action, expected_state_rev, files, created_at)
+VALUES ($1, $2, 'tool_version', $3, $4, $5, $6, $7, 'queued', $8, $9, $10, $11, $12)
+"""
+
+# Blobs that unfinished runs of a session may still download.
+FIND_NEEDED_BLOBS = """
+SELECT DISTINCT file ->> 'blob_id' AS blob_id
+FROM tool_runs r JOIN tool_sessions s ON s.id = r.session_id,
+     jsonb_array_elements(r.files) AS file
+WHERE s.tool_id = $1 AND s.user_id = $2 AND s.context = $3 AND r.status IN ('queued', 'running')
+"""
+
+# Take a queued run under a lease: one worker gets the row, the others none. The attempt in the
+# job's id keeps a stale job from taking a later attempt.
+CLAIM_RUN = """
+UPDATE tool_runs r SET status = 'running', attempt = attempt + 1, lease_owner = $3,
+    lease_expires_at = now() + $4::interval, started_at = coalesce(started_at, now())
+FROM tool_versions v
+WHERE r.id = $1 AND r.attempt = $2 AND r.status = 'queued' AND v.id = r.version_id
+RETURNING r.id, r.tool_id, r.user_id, r.session_id, r.context, r.kind, r.attempt, r.inputs,
+    r.action, r.files, v.source, v.entrypoint
+"""
+
+# Keep a lease; no row means that it is lost. Answers whether the user asked to stop.
+RENEW_LEASE = """
+UPDATE tool_runs SET lease_expires_at = now() + $3::interval
+WHERE id = $1 AND lease_owner = $2 AND status = 'running' RETURNING cancel_requested
+"""
+
+FIND_RUN_SESSION = "SELECT session_id FROM tool_runs WHERE id = $1"
+
+# End a run, by the holder of its lease only.
+FINISH_RUN = """
+UPDATE tool_runs SET status = $3, error_code = $4, error_summary = $5, ui_payload = $6,
+    artifacts = $7, stdout = $8, stderr = $9, finished_at = now(),
+    lease_owner = NULL, lease_expires_at = NULL
+WHERE id = $1 AND lease_owner = $2 AND status = 'running'
+RETURNING kind, superseded
+"""
+
+SET_STATE_REV = "UPDATE tool_runs SET state_rev = $2 WHERE id = $1"
+
+# Ask a run to stop. A queued one ends here; a running one is ended by its worker.
+REQUEST_CANCEL = """
+UPDATE tool_runs SET cancel_requested = true,
+    status = CASE WHEN status = 'queued' THEN 'cancelled' ELSE status END,
+    finished_at = CASE WHEN status = 'queued' THEN now() END,
+    error_code = CASE WHEN status = 'queued' THEN 'cancelled' END,
+    error_summary = CASE WHEN status = 'queued' THEN 'Körningen avbröts.' END
+WHERE id = $1 AND status IN ('queued', 'running')
+RETURNING status, superseded
+"""
+
+# Queued runs old enough that their job should have been picked up: enqueue them (again).
+LIST_UNSENT = """
+SELECT id, attempt FROM tool_runs
+WHERE status = 'queued' AND created_at < now() - interval '5 seconds'
+ORDER BY created_at LIMIT 500
+"""
+
+# Runs whose worker let the lease run out; locked against the other sweeps.
+LOCK_LOST_RUN = """
+SELECT id, session_id, attempt, superseded FROM tool_runs
+WHERE id = $1 AND status = 'running' AND lease_expires_at < now() FOR UPDATE
+"""
+LIST_LOST_RUNS = """
+SELECT id, session_id FROM tool_runs
+WHERE status = 'running' AND lease_expires_at < now() LIMIT 500
+"""
+REQUEUE_RUN = """
+UPDATE tool_runs SET status = 'queued', lease_owner = NULL, lease_expires_at = NULL WHERE id = $1
+"""
+FAIL_RUN = """
+UPDATE tool_runs SET status = 'failed', error_code = $2, error_summary = $3, finished_at = now(),
+    lease_owner = NULL, lease_expires_at = NULL
+WHERE id = $1
+"""
+LIST_OVERDUE_QUEUED = """
+SELECT id, session_id FROM tool_runs
+WHERE status = 'queued' AND attempt = 0 AND created_at < now() - $1::interval LIMIT 500
+"""
+LOCK_OVERDUE_QUEUED = """
+SELECT id, superseded FROM tool_runs WHERE id = $1 AND status = 'queued' FOR UPDATE
+"""
+
+
+async def find_run(db: Executor, run_id: UUID, user_id: UUID) -> Run | None:
+    row = await db.fetchrow(GET_RUN, run_id, user_id)
+    return None if row is None else convert_row(row, Run)
+
+
+async def list_runs(
+    db: Executor, user_id: UUID, tool_slug: str | None, before: UUID | None, limit: int
+) -> list[Run]:
+    rows = await db.fetch(LIST_RUNS, user_id, tool_slug, before, limit)
+    return [convert_row(row, Run) for row in rows]
+
+
+async def get_offer(db: Executor, run_id: UUID) -> tuple[UUID | None, list[dict[str, Any]]]:
+    """Return (version that made the offer, its next_actions)."""
+    row = await db.fetchrow(GET_OFFER, run_id)
+    assert row is not None, "a session's offer_run_id names a run of its own"
+    return row["version_id"], row["next_actions"]
+
+
+async def lock_user_and_count_unfinished(db: Connection, user_id: UUID) -> int:
+    await db.execute(LOCK_USER, user_id)
+    count: int = await db.fetchval(COUNT_UNFINISHED, user_id)
+    return count
+
+
+async def supersede_runs(db: Connection, session_id: UUID) -> None:
+    await db.execute(SUPERSEDE_RUNS, session_id)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewRun:
+    """The parts of a run to insert; its session says the user, tool and context."""
+
+    id: UUID
+    version_id: UUID
+    kind: RunKind
+    inputs: dict[str, Any] | None = None
+    action: ActionCall | None = None
+    expected_state_rev: int | None = None
+    files: tuple[StoredFile, ...] = ()
+
+
+async def insert_run(db: Connection, session: ToolSession, run: NewRun, now: datetime) -> None:
+    """Queue a run. Raises SessionBusy if the session has an unfinished action run."""
+    await db.execute(
+        INSERT_RUN,
+        run.id,
+        session.tool_id,
+        run.version_id,
+        session.user_id,
+        session.id,
+        session.context,
+        run.kind,
+        run.inputs,
+        run.action,
+        run.expected_state_rev,
+        run.files,
+        now,
+    )
+
+
+async def find_needed_blobs(db: Executor, key: tuple[UUID, UUID, str]) -> set[str]:
+    """Blobs that unfinished runs of the session (tool, user, context) may still download."""
+    return {row["blob_id"] for row in await db.fetch(FIND_NEEDED_BLOBS, *key)}
+
+
+async def claim_run(
+    db: Executor, run_id: UUID, attempt: int, owner: str, lease_seconds: float
+) -> ClaimedRun | None:
+    """Take a queued run; None if it is taken, finished or at another attempt."""
+    lease = timedelta(seconds=lease_seconds)
+    row = await db.fetchrow(CLAIM_RUN, run_id, attempt, owner, lease)
+    return None if row is None else convert_row(row, ClaimedRun)
+
+
+async def renew_lease(db: Executor, run_id: UUID, owner: str, lease_seconds: float) -> bool | None:
+    """Keep the lease. None: it is lost. Otherwise whether the user asked to cancel."""
+    row = await db.fetchrow(RENEW_LEASE, run_id, owner, timedelta(seconds=lease_seconds))
+    return None if row is None else row["cancel_requested"]
+
+
+async def finish_run(
+    db: Database, run_id: UUID, owner: str, finished: FinishedRun, now: datetime
+) -> bool:
+    """End a run and write its session in one transaction (ADR-0024 §5, rules 5 and 6).
+
+    Returns False, and changes nothing, if `owner` no longer holds the lease.
+    """
+    async with db.transaction() as tx:
+        session = await sessions.lock_session_by_id(tx, await tx.fetchval(FIND_RUN_SESSION, run_id))
+        row = await tx.fetchrow(
+            FINISH_RUN,
+            run_id,
+            owner,
+            finished.status,
+            finished.error_code,
+            finished.error_summary,
+            finished.ui_payload,
+            finished.artifacts,
+            finished.stdout,
+            finished.stderr,
+        )
+        if row is None or session is None:
+            return False
+        if row["superseded"]:
+            return True
+        if finished.status != "succeeded":
+            await sessions.release_session(tx, session.id, run_id, now)
+            state_rev = session.state_rev
+        else:
+            state = finished.state if finished.is_interactive else None
+            step = 1 if finished.is_interactive or row["kind"] == RunKind.ACTION else 0
+            state_rev = await sessions.advance_session(tx, session.id, run_id, now, state, step)
+        await tx.execute(SET_STATE_REV, run_id, state_rev)
+    return True
+
+
+async def request_cancel(db: Database, run: Run, now: datetime) -> str | None:
+    """Cancel a queued run or ask a running one to stop: its status then, None if it had ended."""
+    async with db.transaction() as tx:
+        await sessions.lock_session_by_id(tx, run.session_id)
+        row = await tx.fetchrow(REQUEST_CANCEL, run.id)
+        if row is None:
+            return None
+        if row["status"] == "cancelled" and not row["superseded"]:
+            await sessions.release_session(tx, run.session_id, run.id, now)
+        return str(row["status"])
+
+
+async def list_unsent(db: Executor) -> list[tuple[UUID, int]]:
+    """Queued runs that may have no job, as (id, attempt)."""
+    return [(row["id"], row["attempt"]) for row in await db.fetch(LIST_UNSENT)]
+
+
+async def recover_lost_runs(
+    db: Database, max_attempts: int, now: datetime
+) -> list[tuple[UUID, int | None]]:
+    """Queue runs of dead workers again, or fail those that used up their attempts.
+
+    Returns (id, attempt to enqueue) for each; the attempt is None for a failed run.
+    """
+    recovered: list[tuple[UUID, int | None]] = []
+    for lost in await db.fetch(LIST_LOST_RUNS):
+        async with db.transaction() as tx:
+            await sessions.lock_session_by_id(tx, lost["session_id"])
+            row = await tx.fetchrow(LOCK_LOST_RUN, lost["id"])
+            if row is None:
+                continue
+            if row["attempt"] < max_attempts:
+                await tx.execute(REQUEUE_RUN, row["id"])
+                recovered.append((row["id"], row["attempt"]))
+            else:
+                words = "Körningen avbröts av ett fel i tjänsten. Försök igen."
+                await _fail(tx, row, lost["session_id"], "worker_lost", words, now)
+                recovered.append((row["id"], None))
+    return recovered
+
+
+async def fail_overdue_runs(db: Database, queue_timeout_seconds: int, now: datetime) -> list[UUID]:
+    """Fail runs that waited unstarted for too long; returns their ids."""
+    failed: list[UUID] = []
+    limit = timedelta(seconds=queue_timeout_seconds)
+    for overdue in await db.fetch(LIST_OVERDUE_QUEUED, limit):
+        async with db.transaction() as tx:
+            await sessions.lock_session_by_id(tx, overdue["session_id"])
+            row = await tx.fetchrow(LOCK_OVERDUE_QUEUED, overdue["id"])
+            if row is None:
+                continue
+            words = "Körningen fick vänta för länge och startades aldrig. Försök igen."
+            await _fail(tx, row, overdue["session_id"], "queue_timeout", words, now)
+            failed.append(row["id"])
+    return failed
+
+
+async def _fail(
+    tx: Connection, row: dict[str, Any], session_id: UUID, code: str, words: str, now: datetime
+) -> None:
+    await tx.execute(FAIL_RUN, row["id"], code, words)
+    if not row["superseded"]:
+        await sessions.release_session(tx, session_id, row["id"], now)

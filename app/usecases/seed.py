@@ -1,0 +1,62 @@
+"""Filling the catalogue from the script bank: idempotent, and published versions stay fixed."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from app.domain.tools import DEFAULT_ENTRYPOINT, Tool, parse_input_schema
+from app.log import get_log
+from app.store import tools as tool_store
+from app.store.postgres import Database
+from app.usecases import tools
+
+log = get_log(__name__)
+
+SCRIPT_BANK = Path(__file__).resolve().parents[2] / "infra" / "tools"
+
+
+class ToolFolder(msgspec.Struct, frozen=True, kw_only=True):
+    """`meta.json` of a tool in the script bank."""
+
+    slug: str
+    title: str
+    summary: str
+    usage_instructions: str = ""
+    entrypoint: str = DEFAULT_ENTRYPOINT
+    input_schema: list[dict[str, Any]] = []
+
+
+async def seed_script_bank(db: Database, now: datetime, folder: Path = SCRIPT_BANK) -> list[Tool]:
+    """Add and publish each tool of the bank; one whose code changed gets a new version."""
+    seeded = []
+    for meta_path in sorted(folder.glob("*/meta.json")):  # noqa: ASYNC240 - a few small files
+        meta = msgspec.json.decode(meta_path.read_bytes(), type=ToolFolder)
+        source = meta_path.with_name("tool.py").read_text("utf-8")
+        seeded.append(await _seed_tool(db, meta, source, now))
+    return seeded
+
+
+async def _seed_tool(db: Database, meta: ToolFolder, source: str, now: datetime) -> Tool:
+    texts = {
+        "title": meta.title,
+        "summary": meta.summary,
+        "usage_instructions": meta.usage_instructions,
+    }
+    code = (source, meta.entrypoint, parse_input_schema(meta.input_schema))
+    tool = await tool_store.find_tool_by_slug(db, meta.slug)
+    if tool is None:
+        tool = await tools.create_tool(db, None, meta.slug, texts, now)
+    else:
+        tool = await tool_store.update_tool(db, tool.id, texts, now)
+    current = (
+        None
+        if tool.published_version_id is None
+        else await tool_store.find_version(db, tool.published_version_id)
+    )
+    if current is None or (current.source, current.entrypoint, current.input_schema) != code:
+        version = await tools.create_version(db, tool, None, code, now)
+        await tools.publish(db, None, version, now)
+        log.info("tool.seeded", slug=meta.slug, number=version.number)
+    return tool

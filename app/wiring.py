@@ -1,0 +1,109 @@
+"""open_services(): everything that an API node, a worker or a command works with, made by hand."""
+
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from redis.asyncio import Redis
+
+from app.domain.files import UploadLimits
+from app.errors import Unavailable
+from app.jobs import Queue, open_queue
+from app.settings import Settings
+from app.store.artifacts import ArtifactStore
+from app.store.events import RunEvents, open_run_events
+from app.store.fence import PostgresFence
+from app.store.objects import ObjectStore, open_object_store, require_conditional_writes
+from app.store.postgres import Database, open_database
+from app.store.redis import Logins, RateLimit, open_redis, own_errors
+from app.store.session_files import S3SessionFileStorage
+from app.usecases.runs import Runs
+
+# Fences wait for each other, never for the main pool; a few at a time are plenty.
+FENCE_POOL_SIZE = 4
+
+
+@dataclass(frozen=True)
+class Services:
+    """The open adapters of one process, and the use cases that are made of several."""
+
+    settings: Settings
+    db: Database
+    redis: Redis
+    objects: ObjectStore
+    session_files: S3SessionFileStorage
+    artifacts: ArtifactStore
+    queue: Queue
+    events: RunEvents
+    logins: Logins
+    login_limit_by_account: RateLimit
+    login_limit_by_address: RateLimit
+    upload_limits: UploadLimits
+    runs: Runs
+
+    def readiness_checks(self) -> dict[str, Awaitable[None]]:
+        """One check for each dependency; raises Unavailable if that does not answer."""
+        return {
+            "database": self._check_database(),
+            "redis": self._check_redis(),
+            "s3": self._check_bucket(),
+        }
+
+    async def _check_database(self) -> None:
+        await self.db.fetchval("SELECT 1")
+
+    async def _check_redis(self) -> None:
+        with own_errors():
+            await self.redis.ping()
+
+    async def _check_bucket(self) -> None:
+        if not await self.objects.bucket_exists():
+            raise Unavailable("s3")
+
+
+@asynccontextmanager
+async def open_services(settings: Settings) -> AsyncIterator[Services]:
+    """Open all adapters and close them in reverse.
+
+    Raises:
+        Unavailable: a dependency does not answer.
+        ConditionalWritesMissing: the S3 server ignores conditions and no fence is set.
+    """
+    async with AsyncExitStack() as stack:
+        db = await stack.enter_async_context(
+            open_database(settings.database_url, size=settings.database_pool_size)
+        )
+        fence_db = await stack.enter_async_context(
+            open_database(settings.database_url, size=FENCE_POOL_SIZE)
+        )
+        redis = await stack.enter_async_context(open_redis(settings.redis_url))
+        events = await stack.enter_async_context(open_run_events(redis))
+        queue = await stack.enter_async_context(open_queue(settings))
+        objects = await stack.enter_async_context(open_object_store(settings))
+        await require_conditional_writes(objects, settings)
+        session_files = S3SessionFileStorage(objects, PostgresFence(fence_db), settings)
+        stack.push_async_callback(session_files.aclose)
+        limits = UploadLimits(
+            settings.upload_max_files,
+            settings.upload_max_file_bytes,
+            settings.upload_max_total_bytes,
+        )
+        window = settings.login_window_seconds
+        yield Services(
+            settings=settings,
+            db=db,
+            redis=redis,
+            objects=objects,
+            session_files=session_files,
+            artifacts=ArtifactStore(objects),
+            queue=queue,
+            events=events,
+            logins=Logins(redis, settings.login_ttl_seconds),
+            login_limit_by_account=RateLimit(redis, "account", settings.login_attempts, window),
+            # A school shares one address: it gets more attempts than an account.
+            login_limit_by_address=RateLimit(
+                redis, "address", 10 * settings.login_attempts, window
+            ),
+            upload_limits=limits,
+            runs=Runs(db, session_files, queue, events, limits, settings.run_max_unfinished),
+        )

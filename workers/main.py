@@ -1,0 +1,161 @@
+"""A worker process: arq's loop with our serializer, woken by a message instead of fast polling."""
+
+import asyncio
+import os
+import socket
+import sys
+from contextlib import AsyncExitStack, suppress
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+from arq import cron
+from arq.connections import ArqRedis
+from arq.typing import WorkerCoroutine
+from arq.worker import Worker, func
+from redis.exceptions import RedisError
+
+from app.errors import AppError
+from app.jobs import RUN_TOOL, WAKE_CHANNEL, deserialize_job, serialize_job
+from app.log import configure_logging, get_log
+from app.settings import Settings, SettingsError, load_settings
+from app.wiring import open_services
+from workers.run_tool import RunTool
+from workers.sandbox import open_sandbox
+from workers.sandbox.base import SandboxUnavailable
+from workers.sweep import Sweep
+
+log = get_log(__name__)
+
+# With the wake-up message lost, an idle worker finds a job this late.
+POLL_SECONDS = 1.0
+SWEEP_SECONDS = 3_000
+STAGING_SECONDS = 120  # beside the tool's own time: download, upload, writing the end
+
+
+class WakingWorker(Worker):
+    """arq's worker, except that it looks for jobs when told that there are some."""
+
+    async def main(self) -> None:
+        wake = asyncio.Event()
+        listener = asyncio.create_task(_listen_for_wake(self.pool, wake), name="queue-wake")
+        try:
+            while True:
+                wake.clear()
+                await self._look_for_jobs(wake)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(POLL_SECONDS):
+                        await wake.wait()
+        finally:
+            listener.cancel()
+
+    async def _look_for_jobs(self, wake: asyncio.Event) -> None:
+        known = set(self.tasks)
+        try:
+            await self._poll_iteration()
+        except (RedisError, OSError) as error:
+            # A worker outlives its queue: what is queued stands in PostgreSQL.
+            log.warning("queue.unavailable", error=str(error))
+        for job_id in self.tasks.keys() - known:
+            # A place that becomes free is a reason to look again.
+            self.tasks[job_id].add_done_callback(lambda _: wake.set())
+
+
+async def _listen_for_wake(redis: ArqRedis, wake: asyncio.Event) -> None:
+    while True:
+        pubsub = redis.pubsub(ignore_subscribe_messages=True)
+        try:
+            await pubsub.subscribe(WAKE_CHANNEL)
+            async for _ in pubsub.listen():
+                wake.set()
+        except (RedisError, OSError) as error:
+            log.warning("queue.wake_interrupted", error=str(error))
+            await asyncio.sleep(POLL_SECONDS)
+        finally:
+            with suppress(RedisError, OSError):
+                await pubsub.aclose()  # type: ignore[no-untyped-call]
+
+
+async def run_worker(settings: Settings) -> None:
+    """Work until SIGTERM or SIGINT, then let what runs end within a grace period."""
+    async with AsyncExitStack() as stack:
+        services = await stack.enter_async_context(open_services(settings))
+        sandbox = await open_sandbox(settings)
+        stack.push_async_callback(sandbox.aclose)
+        do_run = RunTool(
+            settings=settings,
+            db=services.db,
+            session_files=services.session_files,
+            artifacts=services.artifacts,
+            events=services.events,
+            sandbox=sandbox,
+            owner=f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}",
+        )
+        sweep = Sweep(
+            settings, services.db, services.queue, services.events, services.session_files
+        )
+        worker = _make_worker(settings, services.queue.arq, do_run, sweep)
+        log.info("worker.started", owner=do_run.owner, sandbox=sandbox.name)
+        try:
+            with suppress(asyncio.CancelledError):
+                await worker.async_run()
+        finally:
+            await worker.close()
+        log.info("worker.stopped", owner=do_run.owner)
+
+
+def _make_worker(settings: Settings, arq: ArqRedis, do_run: RunTool, sweep: Sweep) -> Worker:
+    async def run_tool(_: dict[str, Any], run_id: str, attempt: int) -> None:
+        await do_run(UUID(run_id), attempt)
+
+    async def recover_runs(_: dict[str, Any]) -> None:
+        await sweep.recover_runs()
+
+    async def cleanup_expired_session_files(_: dict[str, Any]) -> None:
+        await sweep.clean_up_expired_session_files()
+
+    run_seconds = max(settings.run_timeout_seconds, settings.sandbox_run_timeout_seconds)
+    return WakingWorker(
+        functions=[
+            func(
+                cast(WorkerCoroutine, run_tool),
+                name=RUN_TOOL,
+                timeout=run_seconds + STAGING_SECONDS,
+                keep_result=0,
+                max_tries=1,
+            )
+        ],
+        cron_jobs=[
+            cron(cast(WorkerCoroutine, recover_runs), second=set(range(0, 60, 10)), keep_result=0),
+            cron(
+                cast(WorkerCoroutine, cleanup_expired_session_files),
+                minute={17},
+                second={0},
+                timeout=SWEEP_SECONDS,
+                keep_result=0,
+            ),
+        ],
+        redis_pool=arq,
+        queue_name=settings.queue_name,
+        max_jobs=settings.worker_concurrency,
+        job_serializer=serialize_job,
+        job_deserializer=deserialize_job,
+        job_completion_wait=settings.worker_grace_seconds,
+        retry_jobs=False,
+        keep_result=0,
+        log_results=False,
+    )
+
+
+def main() -> None:
+    """Run a worker from the settings in the environment."""
+    try:
+        settings = load_settings()
+        configure_logging(settings.log_level)
+        asyncio.run(run_worker(settings))
+    except (SettingsError, AppError, SandboxUnavailable) as error:
+        log.error("worker.cannot_start", error=str(error))
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
