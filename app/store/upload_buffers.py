@@ -17,13 +17,14 @@ class BufferBudget:
 
     def __init__(self, total_bytes: int) -> None:
         # One part must fit, or nothing would ever be uploaded.
-        self._free_bytes = max(total_bytes, PART_BYTES)
+        self.total_bytes = max(total_bytes, PART_BYTES)
+        self.free_bytes = self.total_bytes
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     async def reserve(self, count: int) -> None:
         """Wait until `count` bytes are free and take them. The caller must release them."""
-        if not self._waiting and count <= self._free_bytes:
-            self._free_bytes -= count
+        if not self._waiting and count <= self.free_bytes:
+            self.free_bytes -= count
             return
         turn = asyncio.get_running_loop().create_future()
         self._waiting.append((count, turn))
@@ -38,14 +39,14 @@ class BufferBudget:
             raise
 
     def release(self, count: int) -> None:
-        self._free_bytes += count
+        self.free_bytes += count
         self._serve()
 
     def _serve(self) -> None:
-        while self._waiting and self._waiting[0][0] <= self._free_bytes:
+        while self._waiting and self._waiting[0][0] <= self.free_bytes:
             count, turn = self._waiting.popleft()
             if not turn.done():
-                self._free_bytes -= count
+                self.free_bytes -= count
                 turn.set_result(None)
 
 

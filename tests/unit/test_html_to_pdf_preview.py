@@ -1,7 +1,7 @@
 """html_to_pdf_preview: the preview is safe and fits, the PDF is the page's, nothing else is read.
 
-Every PDF case runs with both engines. Where Pango is not installed the WeasyPrint cases are skipped,
-unless SKRIPTOTEKET_REQUIRE_WEASYPRINT=1 says that they may not be.
+Every PDF case runs with both engines. Where Pango is not installed the WeasyPrint cases are
+skipped, unless SKRIPTOTEKET_REQUIRE_WEASYPRINT=1 says that they may not be.
 """
 
 import base64
@@ -515,6 +515,8 @@ def test_the_watch_sees_what_it_should(accesses: list[str], tmp_path: Path) -> N
     ]
 
 
+# One way a line, whatever its length.
+# ruff: noqa: E501
 WAYS = {
     "img": '<img src="{u}">',
     "img in picture": '<picture><source srcset="{u}"><img src="{u}" srcset="{u} 2x"></picture>',

@@ -1,4 +1,4 @@
-"""What tools import: it reads what is there, never raises for what is not, and refuses to escape."""
+"""What tools import: it reads what is there, never raises for what is not, refuses to escape."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[2] / "infra" / "runner"))
 
-import skriptoteket_toolkit as toolkit  # noqa: E402
+import skriptoteket_toolkit as toolkit
 
 NAMES = ("INPUT_DIR", "OUTPUT_DIR", "INPUT_MANIFEST", "INPUTS", "ACTION", "PROGRESS_FD")
 
