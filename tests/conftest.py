@@ -1,23 +1,27 @@
-"""Fixtures shared by all tests: one stack of real servers a session."""
+"""Fixtures shared by all tests: real servers, and one running service a session."""
 
-import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from app.devstack import DevStack, run_devstack
+from app.dev import run_service
+from app.devstack import DevStack, free_port, run_devstack
+from service import Service
 
 
 @pytest.fixture(scope="session")
 def devstack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevStack]:
     """PostgreSQL, Valkey and an S3 server, all real, thrown away at the end."""
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(_private_dir(tmp_path_factory)))
     with run_devstack(tmp_path_factory.mktemp("stack")) as stack:
         yield stack
 
 
-def _private_dir(factory: pytest.TempPathFactory) -> Path:
-    path = factory.mktemp("run")
-    path.chmod(0o711)
-    return path
+@pytest.fixture(scope="session")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """Two API nodes and two workers over a stack of their own. Never kill a part of it."""
+    data_dir = tmp_path_factory.mktemp("service")
+    ports = [free_port(), free_port()]
+    # Tests start more runs at once than a person may, and log in more often.
+    overrides = {"RUN_MAX_UNFINISHED": "1000", "LOGIN_ATTEMPTS": "100000"}
+    with run_service(data_dir, ports=ports, workers=2, overrides=overrides) as running:
+        yield Service(running)

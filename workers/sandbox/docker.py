@@ -139,6 +139,7 @@ class DockerSandbox:
         return result
 
     def _create(self, client: docker.APIClient, name: str, job: SandboxJob) -> None:
+        labels = {RUN_LABEL: str(job.run_id)}
         client.create_container(
             self._image,
             name=name,
@@ -146,13 +147,13 @@ class DockerSandbox:
             user=f"{UID}:{UID}",
             working_dir="/work",
             environment=_make_environment(job.limits),
-            labels={RUN_LABEL: str(job.run_id)},
+            labels=labels,
             stdin_open=True,
             network_disabled=True,
-            host_config=client.create_host_config(**self._host_settings(job.limits)),
+            host_config=client.create_host_config(**self._host_settings(job.limits, labels)),
         )
 
-    def _host_settings(self, limits: SandboxLimits) -> dict[str, Any]:
+    def _host_settings(self, limits: SandboxLimits, labels: dict[str, str]) -> dict[str, Any]:
         owner = f"uid={UID},gid={UID},mode=0700"
         work = DriverConfig(
             "local",
@@ -166,7 +167,9 @@ class DockerSandbox:
             "auto_remove": True,
             "network_mode": "none",
             "read_only": True,
-            "mounts": [Mount("/work", None, type="volume", no_copy=True, driver_config=work)],
+            "mounts": [
+                Mount("/work", None, type="volume", no_copy=True, labels=labels, driver_config=work)
+            ],
             "tmpfs": {"/tmp": f"size={TEMP_BYTES},exec,nosuid,nodev,{owner}"},  # noqa: S108
             "cap_drop": ["ALL"],
             "security_opt": ["no-new-privileges:true"],

@@ -69,7 +69,7 @@ def clean_value(value: Any, tally: Tally, *, exact_integers: bool = False) -> An
 
 
 def clean_scalar(value: Any, tally: Tally, *, exact_integers: bool = False) -> Any:
-    """Return the canonical form of a value that is neither list nor object; null if there is none."""
+    """Return the canonical form of what is neither list nor object; null if it has none."""
     kind = type(value)
     if kind is str:
         return clean_text(value, tally)

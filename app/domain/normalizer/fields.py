@@ -3,191 +3,146 @@
 from collections import Counter
 from typing import Any
 
-from app.domain.normalizer.canonical import Tally, clean_scalar, clean_text, count_bytes, cut_text
-from app.domain.normalizer.notices import NoticeLog, quote
-from app.domain.policy import UiPolicy
+from app.domain.normalizer.canonical import clean_scalar, count_bytes
+from app.domain.normalizer.notices import Place, quote
 
 _MEMBERS = frozenset({"name", "label", "kind", "required"})
 _ENUMS = frozenset({"enum", "multi_enum"})
+_UNUSABLE = object()
 
 
-def build_fields(
-    raw_fields: list[Any], where: str, policy: UiPolicy, log: NoticeLog, tally: Tally
-) -> list[dict[str, Any]]:
-    """Return the usable fields in their order; of equal names the first, and the first ones of many."""
-    fields: list[dict[str, Any]] = []
-    seen: set[str] = set()
+def build_fields(raw_fields: list[Any], place: Place) -> list[dict[str, Any]]:
+    """Return the usable fields in their order: of equal names the first, of too many the first."""
+    policy = place.policy
+    fields: dict[str, dict[str, Any]] = {}
     lost = Counter[str]()
     for raw in raw_fields:
-        name = _name(raw, policy, tally)
-        if name is None or raw.get("kind") not in policy.field_kinds:
+        name = place.name(raw, "name", policy.max_name_bytes)
+        kind = raw.get("kind") if name is not None else None
+        if name is None or type(kind) is not str or kind not in policy.field_kinds:
             lost["invalid"] += 1
-        elif name in seen:
+        elif name in fields:
             lost["duplicate"] += 1
         elif len(fields) == policy.max_fields:
             lost["over"] += 1
-        elif (field := _build_field(name, raw, where, policy, log, tally)) is None:
+        elif (field := _build_field(name, kind, raw, place)) is None:
             lost["invalid"] += 1
         else:
-            seen.add(name)
-            fields.append(field)
+            fields[name] = field
+    given = len(raw_fields)
     if lost["invalid"]:
-        log.add(
+        place.note(
             "field_invalid",
-            f"{where}: {lost['invalid']} av {len(raw_fields)} fält togs bort, för att namn, sort "
-            "eller alternativ saknas eller inte går att använda.",
+            f"{lost['invalid']} av {given} fält togs bort, för att namn, sort eller alternativ "
+            "saknas eller inte går att använda",
         )
     if lost["duplicate"]:
-        log.add(
+        place.note(
             "field_duplicate",
-            f"{where}: {lost['duplicate']} av {len(raw_fields)} fält togs bort, "
-            "för att namnet redan finns.",
+            f"{lost['duplicate']} av {given} fält togs bort, för att namnet redan finns",
         )
     if lost["over"]:
-        log.add(
+        place.note(
             "too_many_fields",
-            f"{where} har {len(raw_fields)} fält, högst {policy.max_fields} visas: "
-            f"{lost['over']} togs bort.",
+            f"{given} fält, högst {policy.max_fields} visas: {lost['over']} togs bort",
         )
-    return fields
+    return list(fields.values())
 
 
-def _name(raw: Any, policy: UiPolicy, tally: Tally) -> str | None:
-    name = raw.get("name") if type(raw) is dict else None
-    if type(name) is not str or len(name) > policy.max_name_bytes:
-        return None
-    name = clean_text(name, tally)
-    # Not shortened: the tool would not find its own field again.
-    return name if 0 < count_bytes(name) <= policy.max_name_bytes else None
-
-
-def _build_field(
-    name: str, raw: dict[str, Any], where: str, policy: UiPolicy, log: NoticeLog, tally: Tally
-) -> dict[str, Any] | None:
-    where = f"{where}, fältet {quote(name)}"
-    kind = raw["kind"]
-    field: dict[str, Any] = {
-        "name": name,
-        "label": build_label(raw.get("label"), name, where, policy, log, tally),
-        "kind": kind,
-    }
-    known = len(raw.keys() & _MEMBERS)
-    if "required" in raw:
-        if type(raw["required"]) is bool:
-            field["required"] = raw["required"]
-        else:
-            log.add("members_unknown", f"{where}: required är inte sant eller falskt.")
+def _build_field(name: str, kind: str, raw: dict[str, Any], parent: Place) -> dict[str, Any] | None:
+    place = parent.inside(f"fältet {quote(name)}")
+    field: dict[str, Any] = {"name": name, "label": place.label(raw, name), "kind": kind}
+    known = set(_MEMBERS)
+    if type(raw.get("required")) is bool:
+        field["required"] = raw["required"]
+    elif raw.get("required") is not None:
+        place.note("field_required_invalid", "required är inte sant eller falskt och togs bort")
     if kind in _ENUMS:
-        options = _build_options(raw.get("options"), kind, where, policy, log, tally)
+        known.add("options")
+        options = _build_options(raw.get("options"), kind, place)
         if not options:
             return None
         field["options"] = options
-        known += 1
-    if len(raw) > known:
-        log.add("members_unknown", f"{where}: {len(raw) - known} okända egenskaper togs bort.")
+    place.note_unknown(len(raw.keys() - known))
     return field
 
 
-def _build_options(
-    raw_options: Any, kind: str, where: str, policy: UiPolicy, log: NoticeLog, tally: Tally
-) -> list[dict[str, str]]:
+def _build_options(raw_options: Any, kind: str, place: Place) -> list[dict[str, str]]:
     if type(raw_options) is not list:
         return []
+    policy = place.policy
     cap = policy.max_enum_options if kind == "enum" else policy.max_multi_enum_options
     options: dict[str, str] = {}
     lost = Counter[str]()
     for raw in raw_options:
-        value = raw.get("value") if type(raw) is dict else None
-        if type(value) is not str or len(value) > policy.max_option_value_bytes:
-            lost["invalid"] += 1
-            continue
-        value = clean_text(value, tally)
-        if count_bytes(value) > policy.max_option_value_bytes:
+        value = place.name(raw, "value", policy.max_option_value_bytes)
+        if value is None:
             lost["invalid"] += 1
         elif value in options:
             lost["duplicate"] += 1
         elif len(options) == cap:
             lost["over"] += 1
         else:
-            options[value] = build_label(raw.get("label"), value, where, policy, log, tally)
-            if len(raw) > 2:
-                lost["unknown"] += 1
-    if lost["invalid"] or lost["duplicate"]:
-        log.add(
+            options[value] = place.label(raw, value)
+            lost["unknown"] += len(raw.keys() - {"value", "label"})
+    given = len(raw_options)
+    if lost["invalid"]:
+        place.note(
             "option_invalid",
-            f"{where}: {lost['invalid'] + lost['duplicate']} av {len(raw_options)} alternativ togs "
-            f"bort: {lost['invalid']} utan användbart värde, {lost['duplicate']} dubbletter.",
+            f"{lost['invalid']} av {given} alternativ togs bort, för att värdet saknas, är tomt "
+            f"eller är längre än {policy.max_option_value_bytes} byte",
+        )
+    if lost["duplicate"]:
+        place.note(
+            "option_duplicate",
+            f"{lost['duplicate']} av {given} alternativ togs bort, för att värdet redan finns",
         )
     if lost["over"]:
-        log.add(
+        place.note(
             "too_many_options",
-            f"{where} har {len(raw_options)} alternativ, högst {cap} visas: "
-            f"{lost['over']} togs bort.",
+            f"{given} alternativ, högst {cap} visas: {lost['over']} togs bort",
         )
-    if lost["unknown"]:
-        log.add("members_unknown", f"{where}: {lost['unknown']} alternativ har okända egenskaper.")
+    place.note_unknown(lost["unknown"])
     return [{"value": value, "label": label} for value, label in options.items()]
 
 
-def build_label(
-    raw: Any, fallback: str, where: str, policy: UiPolicy, log: NoticeLog, tally: Tally
-) -> str:
-    """Return the label, shortened to its cap, or the fallback if there is none."""
-    if type(raw) is not str:
-        log.add(
-            "label_missing", f"{where}: {quote(fallback)} saknar etikett och visas med sitt id."
-        )
-        return cut_text(fallback, policy.max_label_bytes)
-    label = clean_text(raw, tally)
-    size = count_bytes(label)
-    if size > policy.max_label_bytes:
-        log.add(
-            "label_too_long",
-            f"{where}: etiketten är {size} byte och kortades till {policy.max_label_bytes}.",
-        )
-    return cut_text(label, policy.max_label_bytes)
-
-
-def build_prefill(
-    raw: Any, names: set[str], where: str, policy: UiPolicy, log: NoticeLog, tally: Tally
-) -> dict[str, Any]:
+def build_prefill(raw: Any, names: set[str], place: Place) -> dict[str, Any]:
     """Return a value for each field of the form that has a usable one.
 
     A value is a scalar, or a list of scalars no longer than a multi_enum. Text that is too long is
     dropped, not shortened: the user would send it back without seeing that its end is gone.
     """
     if type(raw) is not dict:
-        log.add("prefill_invalid", f"{where}: prefill är inte ett objekt och togs bort.")
+        place.note("prefill_invalid", "prefill är inte ett objekt och togs bort")
         return {}
-    prefill: dict[str, Any] = {}
-    for name in sorted(names):
-        if name not in raw:
-            continue
-        value = raw[name]
-        if type(value) is list:
-            if len(value) <= policy.max_multi_enum_options:
-                items = [_prefill_scalar(item, policy, tally) for item in value]
-                if _MISSING not in items:
-                    prefill[name] = items
-        elif (item := _prefill_scalar(value, policy, tally)) is not _MISSING:
-            prefill[name] = item
+    prefill = {}
+    for name in sorted(names & raw.keys()):
+        value = _prefill_value(raw[name], place)
+        if value is not _UNUSABLE:
+            prefill[name] = value
     lost = len(raw) - len(prefill)
     if lost:
-        log.add(
+        place.note(
             "prefill_invalid",
-            f"{where}: {lost} av {len(raw)} förifyllda värden togs bort, för att fältet saknas "
-            "eller värdet är för långt eller av fel sort.",
+            f"{lost} av {len(raw)} förifyllda värden togs bort, för att fältet saknas eller värdet "
+            "är för långt eller av fel sort",
         )
     return prefill
 
 
-_MISSING = object()
+def _prefill_value(value: Any, place: Place) -> Any:
+    if type(value) is list:
+        if len(value) > place.policy.max_multi_enum_options:
+            return _UNUSABLE
+        items = [_prefill_scalar(item, place) for item in value]
+        return _UNUSABLE if _UNUSABLE in items else items
+    return _prefill_scalar(value, place)
 
 
-def _prefill_scalar(value: Any, policy: UiPolicy, tally: Tally) -> Any:
-    if type(value) in (list, dict):
-        return _MISSING
-    cleaned = clean_scalar(value, tally)
-    if type(cleaned) is str and count_bytes(cleaned) > policy.max_prefill_text_bytes:
-        return _MISSING
+def _prefill_scalar(value: Any, place: Place) -> Any:
+    if type(value) is list or type(value) is dict:
+        return _UNUSABLE
+    cleaned = clean_scalar(value, place.tally)
+    if type(cleaned) is str and count_bytes(cleaned) > place.policy.max_prefill_text_bytes:
+        return _UNUSABLE
     return cleaned

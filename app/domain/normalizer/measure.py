@@ -8,12 +8,19 @@ from typing import Any
 
 import msgspec
 
-from app.domain.normalizer.canonical import FLOAT_LIMIT, SAFE_INTEGER, canonical_json
+from app.domain.normalizer.canonical import (
+    FLOAT_LIMIT,
+    SAFE_INTEGER,
+    Tally,
+    canonical_json,
+    clean_value,
+)
 
 _PLAIN = frozenset({str, bool, type(None)})
 _CONTAINERS = frozenset({dict, list})
 # Deeper values are never encoded: the encoder's own limit depends on the caller's stack.
 _MAX_ENCODED_DEPTH = 256
+_ESCAPED_NUL = b"\\u0000"
 
 
 class Measure(msgspec.Struct):
@@ -84,11 +91,23 @@ def _any_unclean(children: Any, kinds: set[type]) -> bool:
     return False
 
 
-def encoded_bytes(value: Any, found: Measure) -> int | None:
-    """Return the length of a raw value as JSON, or None where the encoder cannot say."""
+def encode_raw(value: Any, found: Measure) -> bytes | None:
+    """Return a raw value as JSON, or None where the encoder cannot write it."""
     if found.depth > _MAX_ENCODED_DEPTH:
         return None
     try:
-        return len(canonical_json(value))
+        return canonical_json(value)
     except (ValueError, TypeError):  # Lone surrogates, endless integers, types that JSON lacks.
         return None
+
+
+def clean_measured(value: Any, found: Measure, tally: Tally) -> tuple[Any, int | None]:
+    """Return the canonical value and its bytes; None bytes if it is too large to be weighed.
+
+    For values whose depth has been checked. One without faults is returned as it is, not copied.
+    """
+    data = encode_raw(value, found)
+    if not found.oversize and (data is None or found.needs_cleaning or _ESCAPED_NUL in data):
+        value = clean_value(value, tally)
+        data = canonical_json(value)
+    return value, None if data is None else len(data)

@@ -7,7 +7,8 @@ that a result with many small faults does not crowd out its own content.
 
 from typing import Any
 
-from app.domain.normalizer.canonical import Tally, cut_text
+from app.domain.normalizer.canonical import Tally, clean_text, count_bytes, cut_text
+from app.domain.policy import UiPolicy
 
 MAX_LINES = 20
 
@@ -68,6 +69,59 @@ class NoticeLog:
             more = [f"… och {left_out} till."] if left_out else []
             found.append(make_notice(code, "\n".join(lines + more), max_message_bytes))
         return found
+
+
+class Place:
+    """A place in a result: what messages call it, the caps there, and where its notices go."""
+
+    def __init__(self, where: str, policy: UiPolicy, log: NoticeLog, tally: Tally) -> None:
+        self.where = where
+        self.policy = policy
+        self.log = log
+        self.tally = tally
+
+    def inside(self, name: str) -> "Place":
+        return Place(f"{self.where}, {name}", self.policy, self.log, self.tally)
+
+    def note(self, code: str, text: str) -> None:
+        self.log.add(code, f"{self.where}: {text}.")
+
+    def reject(self, code: str, reason: str) -> Rejected:
+        return Rejected(code, f"{self.where} visas inte: {reason}.")
+
+    def clean(self, text: str) -> str:
+        return clean_text(text, self.tally)
+
+    def name(self, raw: Any, member: str, max_bytes: int) -> str | None:
+        """Return a cleaned, non-empty name within its cap, or None. Names are never shortened.
+
+        A shortened one would be another name, which the tool would not find again.
+        """
+        name = raw.get(member) if type(raw) is dict else None
+        if type(name) is not str or len(name) > max_bytes:
+            return None
+        name = self.clean(name)
+        return name if 0 < count_bytes(name) <= max_bytes else None
+
+    def label(self, raw: dict[str, Any], fallback: str) -> str:
+        """Return the raw object's label within its cap, or the fallback if it has none."""
+        label = raw.get("label")
+        if type(label) is not str:
+            self.note("label_missing", f"{quote(fallback)} saknar etikett och visas med sitt namn")
+            label = fallback
+        return self.shorten(label, self.policy.max_label_bytes, "label_too_long", "en etikett")
+
+    def note_unknown(self, count: int) -> None:
+        if count:
+            self.note("members_unknown", f"{count} okända egenskaper togs bort")
+
+    def shorten(self, text: str, max_bytes: int, code: str, name: str) -> str:
+        """Return the text cleaned and cut to its cap; a cut is noted with the true figures."""
+        text = self.clean(text)
+        size = count_bytes(text)
+        if size > max_bytes:
+            self.note(code, f"{name} är {size} byte och kortades till {max_bytes}")
+        return cut_text(text, max_bytes)
 
 
 def make_notice(code: str, message: str, max_message_bytes: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from app.domain.normalizer.actions import normalize_actions
 from app.domain.normalizer.budget import Draft, fit
 from app.domain.normalizer.canonical import Tally, clean_text, count_bytes, cut_text
 from app.domain.normalizer.notices import NoticeLog
-from app.domain.normalizer.outputs import is_replaced, name_output, normalize_output
+from app.domain.normalizer.outputs import name_output, normalize_output
 from app.domain.normalizer.state import normalize_state
 from app.domain.policy import DEFAULT_POLICY, UiPolicy
 
@@ -59,20 +59,15 @@ def normalize(
     error_summary = _error_summary(raw.get("error_summary"), policy, log)
     state = normalize_state(raw.get("state"), policy, log)
     raw_outputs = raw.get("outputs") or []
-    looked_at = raw_outputs[: policy.max_outputs]
-    outputs = [
-        normalize_output(output, position, policy, log)
-        for position, output in enumerate(looked_at, start=1)
-    ]
+    looked_at = list(enumerate(raw_outputs[: policy.max_outputs], start=1))
+    outputs = [normalize_output(output, position, policy, log) for position, output in looked_at]
     from_tool, from_backend = normalize_actions(
         raw.get("next_actions") or [], backend_actions, policy, log
     )
     draft = Draft(
-        outputs=outputs,
-        names=[name_output(position, output) for position, output in enumerate(looked_at, start=1)],
-        replaced={
-            index for index, output in enumerate(looked_at) if is_replaced(output, outputs[index])
-        },
+        outputs=[output for output, _ in outputs],
+        names=[name_output(position, output) for position, output in looked_at],
+        replaced={index for index, (_, kept) in enumerate(outputs) if not kept},
         total=len(raw_outputs),
         from_tool=from_tool,
         from_backend=from_backend,

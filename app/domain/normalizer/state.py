@@ -6,7 +6,7 @@ A key is kept whole or dropped whole: half a value would be a value that the too
 from typing import Any
 
 from app.domain.normalizer.canonical import Tally, canonical_json, clean_value
-from app.domain.normalizer.measure import Measure, encoded_bytes, measure
+from app.domain.normalizer.measure import Measure, encode_raw, measure
 from app.domain.normalizer.notices import NoticeLog, quote
 from app.domain.policy import UiPolicy
 
@@ -25,9 +25,9 @@ def normalize_state(raw: Any, policy: UiPolicy, log: NoticeLog) -> dict[str, Any
         log.add("state_not_object", f"{_WHERE} är inte ett JSON-objekt och ändrades därför inte.")
         return None
     found = measure(raw, policy.max_state_bytes)
-    raw_bytes = encoded_bytes(raw, found)
+    data = encode_raw(raw, found)
     state = _clean_entries(raw, found, policy, log)
-    state = _fit_bytes(state, raw_bytes, policy, log)
+    state = _fit_bytes(state, None if data is None else len(data), policy, log)
     return _fit_keys(state, policy, log)
 
 

@@ -2,13 +2,11 @@
 
 The whole specification is walked, whatever the place: a rule that knew only the places where
 Vega-Lite reads today would be passed by nesting. Only rows of inline data are not looked into,
-since there a key is a column's name. A clean specification is shown unchanged; one that breaks a
-rule is dropped by the caller.
+since there a key is a column's name. A specification that breaks a rule is dropped by the caller,
+never repaired.
 """
 
-from typing import Any
-
-import msgspec
+from typing import Any, NamedTuple
 
 from app.domain.normalizer.measure import measure
 from app.domain.normalizer.notices import quote
@@ -16,24 +14,8 @@ from app.domain.policy import UiPolicy
 
 _COMPOSITIONS = frozenset({"layer", "concat", "hconcat", "vconcat", "spec"})
 
-# The order decides which code a specification gets that breaks several rules.
-RULES = (
-    "vega_data_url",
-    "vega_named_data",
-    "vega_data_not_inline",
-    "vega_too_many_rows",
-    "vega_image_mark",
-    "vega_href_channel",
-    "vega_url_channel",
-    "vega_external_config",
-    "vega_external_resource",
-    "vega_schema",
-    "vega_too_deep",
-    "vega_too_many_layers",
-    "vega_too_many_views",
-)
-
-_WORDS = {
+# Code and words, in the order that decides which code a specification with several faults gets.
+_FORBIDDEN = {
     "vega_data_url": "data får inte hämtas från en adress (url), bara ligga i data.values",
     "vega_data_not_inline": "data får bara ligga som en lista i data.values eller datasets",
     "vega_image_mark": "bilder (mark: image) är inte tillåtna",
@@ -45,32 +27,34 @@ _WORDS = {
 }
 
 
-class _Node(msgspec.Struct):
-    """A part of the specification: the key it lies under and what encloses it."""
+class _Node(NamedTuple):
+    """A list or object of the specification, the key it lies under and what encloses it."""
 
     value: Any
-    key: str = ""
-    depth: int = 0
-    copies: int = 1
-    in_config: bool = False
+    key: str
+    depth: int
+    copies: int
+    in_config: bool
 
 
 def check_spec(spec: dict[str, Any], policy: UiPolicy) -> dict[str, str]:
-    """Return the broken rules, code → Swedish words with figures, in the order of `RULES`.
+    """Return the broken rules, code → Swedish words with the true figures; empty if there are none.
 
-    The specification is canonical JSON within the caps on bytes and nesting. Linear in its size.
+    The specification is canonical JSON within the caps on bytes and nesting. Depth counts nested
+    compositions: a single view has 0. Layers are counted together over the whole specification, as
+    are views, each as often as `repeat` shows it. Linear in the specification's size.
     """
     check = _Check(policy)
     check.walk(spec)
-    return {code: check.broken[code] for code in RULES if code in check.broken}
+    return check.broken()
 
 
 class _Check:
     """One walk over one specification."""
 
     def __init__(self, policy: UiPolicy) -> None:
-        self.policy = policy
-        self.broken: dict[str, str] = {}
+        self._policy = policy
+        self._forbidden: set[str] = set()
         self._defined: set[str] = set()
         self._used: set[str] = set()
         self._depth = 0
@@ -79,125 +63,125 @@ class _Check:
         self._rows = 0
 
     def walk(self, spec: dict[str, Any]) -> None:
-        pending = [_Node(spec)]
+        pending = [_Node(spec, "", 0, 1, False)]
         while pending:
             node = pending.pop()
             if type(node.value) is dict:
-                self._visit(node, pending)
-            elif type(node.value) is list:
-                pending += [msgspec.structs.replace(node, value=item) for item in node.value]
-            elif type(node.value) is str:
-                self._visit_text(node)
-        self._conclude()
+                self._visit_object(node, pending)
+            else:
+                for item in node.value:
+                    self._visit(item, node, pending)
 
-    def _visit(self, node: _Node, pending: list[_Node]) -> None:
-        copies = node.copies * _repeats(node.value.get("repeat"))
-        if "mark" in node.value:
-            self._views += copies
+    def broken(self) -> dict[str, str]:
+        found = {code: words for code, words in _FORBIDDEN.items() if code in self._forbidden}
+        undefined = self._used - self._defined
+        if undefined:
+            name = quote(min(undefined))
+            found["vega_named_data"] = f"data hänvisar till {name}, som inte finns i datasets"
+        policy = self._policy
+        for code, unit, figure, cap in (
+            ("vega_too_many_rows", "rader i en datamängd", self._rows, policy.max_vega_rows),
+            ("vega_too_deep", "nivåer av diagram", self._depth, policy.max_vega_depth),
+            ("vega_too_many_layers", "lager", self._layers, policy.max_vega_layers),
+            ("vega_too_many_views", "deldiagram", self._views, policy.max_vega_views),
+        ):
+            if figure > cap:
+                found[code] = f"{figure} {unit}, högst {cap} är tillåtna"
+        return found
+
+    def _visit(self, value: Any, node: _Node, pending: list[_Node]) -> None:
+        """Look at a member's or element's value; `node` says where it lies."""
+        if type(value) is str:
+            self._visit_text(value, node.in_config)
+        elif type(value) is dict or type(value) is list:
+            pending.append(node._replace(value=value))
+
+    def _visit_object(self, node: _Node, pending: list[_Node]) -> None:
+        copies = node.copies * _count_copies(node.value.get("repeat"))
+        self._views += copies if "mark" in node.value else 0
         for key, value in node.value.items():
-            if key == "data":
-                self._visit_source(value)
+            code = _find_forbidden(key, value, node)
+            if code is not None:
+                self._forbidden.add(code)
+            elif key == "data":
+                self._visit_source(value, node, pending)
             elif key == "datasets" and type(value) is dict:
                 self._defined.update(value)
                 for dataset in value.values():
-                    self._visit_dataset(dataset)
-            elif key == "url":
-                self._break(_blame_url(node))
-            elif key == "href":
-                self._break("vega_href_channel")
-            elif key == "element" or (key == "usermeta" and _holds(value, "embedOptions")):
-                self._break(
-                    "vega_external_config" if key == "usermeta" else "vega_external_resource"
-                )
-            elif key == "$schema":
-                if type(value) is not str or "/schema/vega-lite/" not in value:
-                    self._break("vega_schema")
-            elif key == "config" and type(value) is not dict:
-                self._break("vega_external_config")
-            elif key in ("mark", "type") and _is_image(value):
-                self._break("vega_image_mark")
-            elif key == "keyvals" and type(value) is dict:
-                self._break("vega_data_not_inline")  # Transform impute: a sequence of any length.
-            else:
-                depth = node.depth + (key in _COMPOSITIONS and type(value) in (list, dict))
+                    self._visit_rows(dataset)
+            elif type(value) is str:
+                self._visit_text(value, node.in_config)
+            elif type(value) is dict or type(value) is list:
+                depth = node.depth + (key in _COMPOSITIONS)
                 self._depth = max(self._depth, depth)
-                if key == "layer" and type(value) is list:
+                if key == "layer":
                     self._layers += len(value) * copies
                 in_config = node.in_config or key == "config"
                 pending.append(_Node(value, key, depth, copies, in_config))
 
-    def _visit_text(self, node: _Node) -> None:
-        text = node.value
-        if node.in_config and ("://" in text or text.startswith("//")):
-            self._break("vega_external_config")
-        if "url(" in text.lower():  # In a colour or a cursor this makes the browser fetch it.
-            self._break("vega_external_resource")
+    def _visit_text(self, text: str, in_config: bool) -> None:
+        if in_config and ("://" in text or text.startswith("//")):
+            self._forbidden.add("vega_external_config")
+        # In a colour or a cursor this makes the browser fetch it.
+        if "url(" in text or "url(" in text.lower():
+            self._forbidden.add("vega_external_resource")
 
-    def _visit_source(self, source: Any) -> None:
+    def _visit_source(self, source: Any, node: _Node, pending: list[_Node]) -> None:
         if source is None:
             return
         if type(source) is not dict:
-            self._break("vega_data_not_inline")
+            self._forbidden.add("vega_data_not_inline")
             return
-        if "url" in source or _holds(source.get("format"), "url"):
-            self._break("vega_data_url")
-            return
+        others = {key: value for key, value in source.items() if key != "values"}
+        pending.append(_Node(others, "data", node.depth, node.copies, node.in_config))
         name = source.get("name")
         if "values" in source:
+            self._visit_rows(source["values"])
             if type(name) is str:
                 self._defined.add(name)
-            self._visit_dataset(source["values"])
-        elif type(name) is str and not source.keys() - {"name", "format"}:
+        elif type(name) is str and others.keys() <= {"name", "format", "url"}:
             self._used.add(name)
-        else:
-            self._break("vega_data_not_inline")
+        elif "url" not in source:
+            self._forbidden.add("vega_data_not_inline")
 
-    def _visit_dataset(self, values: Any) -> None:
+    def _visit_rows(self, values: Any) -> None:
         if type(values) is list:
             self._rows = max(self._rows, len(values))
+        elif type(values) is dict and "url" in values:
+            self._forbidden.add("vega_data_url")
         elif type(values) is dict:
             # GeoJSON or TopoJSON: `format.property` may make any list inside it the rows.
-            if "url" in values:
-                self._break("vega_data_url")
-            rows = measure(values, self.policy.max_vega_bytes).longest_array
-            self._rows = max(self._rows, rows)
+            found = measure(values, self._policy.max_vega_bytes)
+            self._rows = max(self._rows, found.longest_array)
         else:
-            self._break("vega_data_not_inline")
-
-    def _break(self, code: str) -> None:
-        self.broken[code] = _WORDS[code]
-
-    def _conclude(self) -> None:
-        undefined = self._used - self._defined
-        if undefined:
-            self.broken["vega_named_data"] = (
-                f"data hänvisar till {quote(min(undefined))}, som inte finns i datasets"
-            )
-        for code, unit, count, cap in (
-            ("vega_too_many_rows", "rader i en datamängd", self._rows, self.policy.max_vega_rows),
-            ("vega_too_deep", "nivåer av diagram", self._depth, self.policy.max_vega_depth),
-            ("vega_too_many_layers", "lager", self._layers, self.policy.max_vega_layers),
-            ("vega_too_many_views", "deldiagram", self._views, self.policy.max_vega_views),
-        ):
-            if count > cap:
-                self.broken[code] = f"{count} {unit}, högst {cap} är tillåtna"
+            # Text would be parsed in the browser, into rows that nobody has counted.
+            self._forbidden.add("vega_data_not_inline")
 
 
-def _holds(value: Any, key: str) -> bool:
-    return type(value) is dict and key in value
-
-
-def _is_image(value: Any) -> bool:
-    return type(value) is str and value.strip().lower() == "image"
-
-
-def _blame_url(node: _Node) -> str:
-    if node.in_config:
+def _find_forbidden(key: str, value: Any, node: _Node) -> str | None:
+    """Return the code of the rule that a member breaks by being there."""
+    if key == "url":
+        if node.in_config:
+            return "vega_external_config"
+        return "vega_url_channel" if node.key in ("encoding", "mark") else "vega_data_url"
+    if key == "href":
+        return "vega_href_channel"
+    if key in ("mark", "type") and type(value) is str and value.strip().lower() == "image":
+        return "vega_image_mark"
+    if key == "config" and type(value) is not dict:
         return "vega_external_config"
-    return "vega_url_channel" if node.key in ("encoding", "mark") else "vega_data_url"
+    if key == "usermeta" and type(value) is dict and "embedOptions" in value:
+        return "vega_external_config"  # vega-embed obeys it: loader, config and patch addresses.
+    if key == "element":
+        return "vega_external_resource"  # A parameter bound to any element of the page.
+    if key == "$schema" and (type(value) is not str or "/schema/vega-lite/" not in value):
+        return "vega_schema"  # vega-embed would take it for Vega, which has other ways to load.
+    if key == "keyvals" and type(value) is dict:
+        return "vega_data_not_inline"  # Transform `impute`: a sequence of any length.
+    return None
 
 
-def _repeats(repeat: Any) -> int:
+def _count_copies(repeat: Any) -> int:
     """Return how many views a `repeat` makes of its `spec`."""
     if type(repeat) is list:
         return max(1, len(repeat))
