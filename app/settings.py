@@ -67,12 +67,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     run_queue_timeout_seconds: Positive = 600
     run_lease_seconds: Positive = 15
     run_heartbeat_seconds: Positive = 5
+    run_sweep_seconds: Positive = 10
     run_max_unfinished: Positive = 4
     artifacts_max_files: Positive = 50
     artifact_max_bytes: Positive = 50_000_000
     artifacts_max_total_bytes: Positive = 200_000_000
     worker_concurrency: Positive = 4
     worker_grace_seconds: Positive = 20
+    worker_ready_file: str | None = None  # made when the worker takes runs, removed at its end
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:

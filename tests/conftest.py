@@ -1,6 +1,8 @@
 """Fixtures shared by all tests: real servers, and one running service a session."""
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -10,18 +12,29 @@ from service import Service
 
 
 @pytest.fixture(scope="session")
-def devstack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DevStack]:
+def stacks_dir() -> Iterator[Path]:
+    """Where stacks of servers keep their data; make a folder in it for each.
+
+    Not pytest's own folder: another session closes that to other users, and PostgreSQL, which
+    refuses to be root, runs as another user where the tests are root.
+    """
+    with tempfile.TemporaryDirectory(prefix="skriptoteket-test-") as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="session")
+def devstack(stacks_dir: Path) -> Iterator[DevStack]:
     """PostgreSQL, Valkey and an S3 server, all real, thrown away at the end."""
-    with run_devstack(tmp_path_factory.mktemp("stack")) as stack:
+    with run_devstack(stacks_dir / "devstack") as stack:
         yield stack
 
 
 @pytest.fixture(scope="session")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def service(stacks_dir: Path) -> Iterator[Service]:
     """Two API nodes and two workers over a stack of their own. Never kill a part of it."""
-    data_dir = tmp_path_factory.mktemp("service")
     ports = [free_port(), free_port()]
     # Tests start more runs at once than a person may, and log in more often.
     overrides = {"RUN_MAX_UNFINISHED": "1000", "LOGIN_ATTEMPTS": "100000"}
+    data_dir = stacks_dir / "service"
     with run_service(data_dir, ports=ports, workers=2, overrides=overrides) as running:
         yield Service(running)

@@ -1,5 +1,6 @@
 """A running service for tests, and a client that speaks to it as a page or a program would."""
 
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,7 +69,7 @@ class Service:
         self, slug: str, source: str, input_schema: list[dict[str, Any]] | None = None
     ) -> dict[str, Any]:
         """Add a tool as the admin, or a new version of it, and publish: the version."""
-        with self.client("admin") as admin:
+        with closing(self.client("admin")) as admin:
             found = [t for t in _items(admin, "/editor/tools") if t["slug"] == slug]
             if found:
                 tool = found[0]

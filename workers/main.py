@@ -5,6 +5,7 @@ import os
 import socket
 import sys
 from contextlib import AsyncExitStack, suppress
+from pathlib import Path
 from typing import Any, cast
 from uuid import UUID, uuid4
 
@@ -94,7 +95,13 @@ async def run_worker(settings: Settings) -> None:
             settings, services.db, services.queue, services.events, services.session_files
         )
         worker = _make_worker(settings, services.queue.arq, do_run, sweep)
+        recovery = asyncio.create_task(_recover_runs(sweep, settings), name="recover-runs")
+        stack.callback(recovery.cancel)
         log.info("worker.started", owner=do_run.owner, sandbox=sandbox.name)
+        if settings.worker_ready_file is not None:
+            ready_file = Path(settings.worker_ready_file)
+            ready_file.touch()
+            stack.callback(ready_file.unlink, missing_ok=True)
         try:
             with suppress(asyncio.CancelledError):
                 await worker.async_run()
@@ -103,12 +110,22 @@ async def run_worker(settings: Settings) -> None:
         log.info("worker.stopped", owner=do_run.owner)
 
 
+async def _recover_runs(sweep: Sweep, settings: Settings) -> None:
+    """Recover runs by the clock, outside the queue: it has to work while that is away or full."""
+    while True:
+        try:
+            await sweep.recover_runs()
+        except AppError as error:
+            log.warning("run.recovery_failed", error=str(error))
+        except Exception:
+            # What recovers the others must not be what ends.
+            log.exception("run.recovery_crashed")
+        await asyncio.sleep(settings.run_sweep_seconds)
+
+
 def _make_worker(settings: Settings, arq: ArqRedis, do_run: RunTool, sweep: Sweep) -> Worker:
     async def run_tool(_: dict[str, Any], run_id: str, attempt: int) -> None:
         await do_run(UUID(run_id), attempt)
-
-    async def recover_runs(_: dict[str, Any]) -> None:
-        await sweep.recover_runs()
 
     async def cleanup_expired_session_files(_: dict[str, Any]) -> None:
         await sweep.clean_up_expired_session_files()
@@ -125,7 +142,6 @@ def _make_worker(settings: Settings, arq: ArqRedis, do_run: RunTool, sweep: Swee
             )
         ],
         cron_jobs=[
-            cron(cast(WorkerCoroutine, recover_runs), second=set(range(0, 60, 10)), keep_result=0),
             cron(
                 cast(WorkerCoroutine, cleanup_expired_session_files),
                 minute={17},

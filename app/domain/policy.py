@@ -44,9 +44,10 @@ class UiPolicy(msgspec.Struct, frozen=True, kw_only=True):
     max_vega_depth: int = 8
     max_vega_layers: int = 16
     # Not in the ADR: concatenated and repeated views cost the browser as much as layers do, and
-    # no honest chart nests its JSON this deep.
+    # no honest chart nests its JSON this deep or has so many lists and objects outside its rows.
     max_vega_views: int = 100
     max_vega_json_depth: int = 64
+    max_vega_parts: int = 5000
 
     # Not in the ADR, but everything has a cap (3-runner-contract.md).
     max_message_bytes: int = 8 * KIB

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import aioboto3
 import aiohttp
@@ -529,11 +529,9 @@ class ObjectStore:
                         answer["read"] = await then(answer)
                     return answer
             except _DRIVER_ERRORS as error:
-                try:
-                    _raise_own(error, operation, params.get("Key", ""))
-                except Unavailable:
-                    if attempt == attempts:
-                        raise
+                own, passes = _own_error(error, operation, params.get("Key", ""))
+                if not passes or attempt == attempts:
+                    raise own from error
                 # Full jitter, so that nodes that failed together do not come back together.
                 await asyncio.sleep(random.uniform(0.3, 1) * BACKOFF_SECONDS * 4 ** (attempt - 1))
         raise AssertionError("unreachable")
@@ -604,6 +602,7 @@ def _add_content_md5(params: dict[str, Any], **_: Any) -> None:
 
 _DRIVER_ERRORS = (ClientError, BotoCoreError, aiohttp.ClientError, OSError, TimeoutError)
 _MISSING = {"NoSuchKey", "NoSuchUpload", "NoSuchLifecycleConfiguration", "404", "NotFound"}
+_PASSING = {"SlowDown", "RequestTimeout", "OperationAborted"}
 # Not what was asked for but who asks, or where: the user can only wait for the operator.
 _NOT_SERVED = {
     "NoSuchBucket",
@@ -611,29 +610,28 @@ _NOT_SERVED = {
     "InvalidAccessKeyId",
     "SignatureDoesNotMatch",
     "RequestTimeTooSkewed",
-    "RequestTimeout",
-    "SlowDown",
     "403",
 }
 
 
-def _raise_own(error: Exception, operation: str, key: str) -> NoReturn:
-    """Raise the own error for a driver's."""
+def _own_error(error: Exception, operation: str, key: str) -> tuple[Exception, bool]:
+    """Return the own error for a driver's, and whether it may pass if the call is made again."""
     if not isinstance(error, ClientError):
         log.warning("s3.unreachable", operation=operation, error=repr(error))
-        raise Unavailable("s3") from error
+        return Unavailable("s3"), True
     status = int(error.response["ResponseMetadata"].get("HTTPStatusCode", 0))
     code = str(error.response.get("Error", {}).get("Code", ""))
     if code in _MISSING:
-        raise ObjectMissing(key, _served_at(error.response)) from error
+        return ObjectMissing(key, _served_at(error.response)), False
     if status == 416:
-        raise RangeNotSatisfiable(key) from error
+        return RangeNotSatisfiable(key), False
     if status in {405, 501}:
-        raise NotSupported(operation) from error
-    if status >= 500 or status in {0, 429} or code in _NOT_SERVED:
+        return NotSupported(operation), False
+    passing = status >= 500 or status in {0, 429} or code in _PASSING
+    if passing or code in _NOT_SERVED:
         log.warning("s3.unavailable", operation=operation, status=status, code=code)
-        raise Unavailable("s3") from error
-    raise _Refused(operation, status, code) from error
+        return Unavailable("s3"), passing
+    return _Refused(operation, status, code), False
 
 
 def _served_at(answer: Mapping[str, Any]) -> datetime:

@@ -18,7 +18,12 @@ from app.devstack import S3_ACCESS_KEY, S3_SECRET_KEY, DevStack, free_port
 from app.errors import Unavailable
 from app.settings import Settings
 from app.store.fence import PostgresFence
-from app.store.objects import ObjectStore, open_object_store
+from app.store.objects import (
+    ConditionalWrites,
+    ObjectMissing,
+    ObjectStore,
+    open_object_store,
+)
 from app.store.postgres import open_database
 from app.store.session_files import S3SessionFileStorage
 
@@ -72,7 +77,10 @@ class TestStore(ObjectStore):
         fault = self.fault(operation, params)
         if fault == "refuse":
             raise Unavailable("s3")
-        answer = await super()._call(operation, **params)
+        try:
+            answer = await super()._call(operation, **params)
+        except ObjectMissing as missing:
+            raise ObjectMissing(missing.key, missing.served_at + self.clock_offset) from missing
         if fault == "lose":
             raise Unavailable("s3")
         if self.clock_offset:
@@ -90,6 +98,7 @@ class Variant:
     client: Any
     fence: PostgresFence
     fenced: bool
+    conditional: ConditionalWrites
 
     def settings(self, bucket: str, **overrides: Any) -> Settings:
         guard = "postgres" if self.fenced else "none"
@@ -108,6 +117,7 @@ class Nodes:
         settings = self.variant.settings(self.bucket, **overrides)
         store = TestStore(self.variant.client, settings)
         store.ignores_conditions = self.variant.fenced
+        store._conditional = self.variant.conditional  # As after the probe at start.
         return Node(store, S3SessionFileStorage(store, self.variant.fence, settings))
 
     async def keys(self, prefix: str = "") -> list[str]:
@@ -191,13 +201,20 @@ async def variant(request: pytest.FixtureRequest, devstack: DevStack) -> AsyncIt
         open_database(devstack.database_url, size=4) as database,
         open_object_store(server.settings()) as store,
     ):
-        yield Variant(server, store._client, PostgresFence(database), fenced=bool(fenced))
+        await store.create_bucket()
+        conditional = await store.probe_conditional_writes()
+        fence = PostgresFence(database)
+        yield Variant(server, store._client, fence, bool(fenced), conditional)
 
 
-@pytest.fixture
-async def nodes(variant: Variant) -> Nodes:
-    """An empty bucket and a way to make nodes that share it."""
+async def make_nodes(variant: Variant) -> Nodes:
+    """Make an empty bucket and a way to make nodes that share it."""
     bucket = f"test-{uuid.uuid4()}"
     store = TestStore(variant.client, variant.settings(bucket))
     await store.create_bucket()
     return Nodes(variant, bucket, store)
+
+
+@pytest.fixture
+async def nodes(variant: Variant) -> Nodes:
+    return await make_nodes(variant)

@@ -27,9 +27,17 @@ from app.store.objects import (
     open_object_store,
     require_conditional_writes,
 )
-from app.store.upload_buffers import PART_BYTES, BufferBudget, PartBody
+from app.store.upload_buffers import PART_BYTES
 
 MIB = 1024 * 1024
+
+# The fence plays no part down here.
+pytestmark = pytest.mark.parametrize(
+    "variant",
+    ["embedded", pytest.param("ceph", marks=pytest.mark.ceph)],
+    indirect=True,
+    scope="session",
+)
 
 
 async def _read(nodes: Nodes, key: str) -> bytes:
@@ -119,39 +127,7 @@ async def test_uploads_share_the_budget_and_none_starves(nodes: Nodes) -> None:
     assert len(await nodes.keys()) == 6
 
 
-async def test_budget_serves_in_order_and_survives_a_cancelled_wait() -> None:
-    budget = BufferBudget(PART_BYTES)
-    await budget.reserve(PART_BYTES)
-    order: list[str] = []
-
-    async def wait(name: str) -> None:
-        await budget.reserve(PART_BYTES)
-        order.append(name)
-        budget.release(PART_BYTES)
-
-    tasks = [asyncio.create_task(wait(name)) for name in "abc"]
-    await asyncio.sleep(0)
-    tasks[0].cancel()
-    budget.release(PART_BYTES)
-    await asyncio.gather(*tasks, return_exceptions=True)
-    assert order == ["b", "c"]
-    assert budget.free_bytes == PART_BYTES
-
-
-async def test_body_is_sent_from_its_start_each_time() -> None:
-    data = os.urandom(300_000)
-    body = PartBody(bytearray(data))
-    for _ in range(2):
-        assert b"".join([bytes(piece) async for piece in body]) == data
-    assert (body.seek(0, 2), body.tell(), body.seek(0)) == (300_000, 300_000, 0)
-    assert body.read(10) == data[:10]
-    assert len(body) == 300_000
-
-
 async def test_condition_lets_one_of_many_writers_through(nodes: Nodes) -> None:
-    if nodes.variant.fenced:
-        pytest.skip("this variant has no conditions")
-
     async def create(n: int) -> bool:
         try:
             await nodes.store.put("k", b"%d" % n, create_only=True)

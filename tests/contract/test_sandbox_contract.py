@@ -194,8 +194,8 @@ async def test_state_and_actions_come_back(run: Runs) -> None:
         ("return 17", "run_tool ska returnera"),
         ("return {'outputs': 'x'}", "outputs ska vara en lista"),
         ("return {'state': [1]}", "state ska vara ett objekt"),
-        ("return {'outputs': [{1, 2}]}", "går inte att skriva som JSON"),
-        ("x = []; x.append(x); return {'outputs': x}", "går inte att skriva som JSON"),
+        ("return {'outputs': [{1, 2}]}", "inte går att skriva som JSON"),
+        ("x = []; x.append(x); return {'outputs': x}", "inte går att skriva som JSON"),
         ("from skriptoteket_toolkit import ToolUserError as E; raise E('Fel å')", "Fel å"),
         ("raise ValueError('hemlig detalj')", "oväntat fel"),
         ("sys.exit(3)", "felkod 3"),
@@ -219,7 +219,7 @@ async def test_failures_are_told_in_words(run: Runs, source: str, words: str) ->
 @every_sandbox
 async def test_traceback_begins_in_the_tool(run: Runs) -> None:
     result = await run("# whole\ndef run_tool(i, o):\n    raise ValueError('detalj å')\n")
-    assert result.stderr.text.splitlines()[1].endswith('script.py", line 2, in run_tool')
+    assert result.stderr.text.splitlines()[1].endswith('script.py", line 3, in run_tool')
     assert result.stderr.text.endswith("    raise ValueError('detalj å')\nValueError: detalj å\n")
 
 
@@ -233,9 +233,7 @@ async def test_entrypoint_is_configurable(run: Runs) -> None:
 @pytest.mark.parametrize(
     ("body", "exit_code"), [("os._exit(3)", 3), ("os.kill(os.getpid(), 11)", -11)]
 )
-async def test_tool_that_dies_without_answer_has_none(
-    run: Runs, body: str, exit_code: int
-) -> None:
+async def test_tool_that_dies_without_answer_has_none(run: Runs, body: str, exit_code: int) -> None:
     result = await run(f"print('före', flush=True)\n{body}")
     assert (result.outcome, result.exit_code) == (Outcome.COMPLETED, exit_code)
     assert result.result_json is None
@@ -549,8 +547,7 @@ async def test_the_rest_of_the_system_is_read_only_and_out_of_sight(run: Runs) -
             except OSError:
                 pass
         processes = [p for p in os.listdir("/proc") if p.isdigit()]
-        print(wrote, len(processes) < 6, os.path.exists("/var/run/docker.sock") and os.access(
-            "/var/run/docker.sock", os.W_OK) and os.path.isfile("/.dockerenv"))
+        print(wrote, len(processes) < 6, os.path.exists("/var/run/docker.sock"))
         caps = [line.split()[1] for line in open("/proc/self/status") if line.startswith("Cap")]
         print(set(caps), [l.split()[1] for l in open("/proc/self/status") if "NoNewPrivs" in l])
         """

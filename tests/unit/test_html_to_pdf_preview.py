@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -94,6 +95,7 @@ class Result:
 
 
 Files = dict[str, str | bytes]
+
 Run = Callable[..., Result]
 
 
@@ -136,6 +138,14 @@ def make_image(side: int = 40, kind: str = "PNG", noise: bool = False) -> bytes:
         image = Image.new("RGB", (side, side), "green")
     image.save(out, kind)
     return out.getvalue()
+
+
+def parse_tags(page: str) -> list[tuple[str, dict[str, str | None]]]:
+    tags: list[tuple[str, dict[str, str | None]]] = []
+    parser = HTMLParser()
+    parser.handle_starttag = lambda tag, attrs: tags.append((tag, dict(attrs)))  # type: ignore
+    parser.feed(page)
+    return tags
 
 
 def read_sample() -> Files:
@@ -212,21 +222,35 @@ def test_all_kinds_of_images_get_into_the_pdf(run: Run, engine: str, kind: str) 
     assert result.images == 1 and "Gick inte" not in result.notices
 
 
-def test_svg_is_drawn(run: Run, engine: str) -> None:
-    svg = '<svg xmlns="http://www.w3.org/2000/svg" width="90" height="90"><rect width="9" height="9"/>'
-    result = run({"a.html": '<p>x<img src="a.svg">', "a.svg": svg + "</svg>"}, **A4)
-    assert result.notices.count("\n") == 0
-    assert (
-        "<svg"
-        in base64.b64decode(
-            re.findall(
-                r"svg\+xml;base64,([^\"]+)",
-                run(
-                    {**read_sample(), "b.html": '<img src="a.svg">', "a.svg": svg + "</svg>"}
-                ).previews[0],
-            )[0]
-        ).decode()
+def test_svg_is_shown_and_drawn(run: Run, engine: str) -> None:
+    svg = (
+        '<!DOCTYPE svg [<!ENTITY ord "Ägg">]><svg xmlns="http://www.w3.org/2000/svg" width="200" '
+        'height="90"><rect width="9" height="9" fill="#aabbcc"/><text y="50">&ord;</text></svg>'
     )
+    files: Files = {"a.html": '<p>x<img src="a.svg">', "a.svg": svg}
+    result = run(files, **A4)
+    assert "Ägg" in result.text and "Gick inte" not in result.notices
+    (data,) = re.findall(r"svg\+xml;base64,([^\"]+)", run(files).previews[0])
+    assert 'fill="#aabbcc"' in base64.b64decode(data).decode()
+
+
+def test_an_engine_that_trips_over_the_styles_goes_without(run: Run) -> None:
+    page = "<style>p{background:attr(data-u url);color:red}</style><p style='color:red'>åäö"
+
+    def render(uploads: Any, page: Any, size: str, styles: bool) -> Any:
+        if styles:
+            raise AssertionError("as WeasyPrint 70 does here")
+        return b"%PDF", 1, tool.LeftOut()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tool, "find_engine", lambda: ("motor", render))
+        assert "stilmallar gick inte att använda" in run({"a.html": page}, **A4).notices
+
+
+def test_a_page_as_deep_as_allowed_is_converted(run: Run, engine: str) -> None:
+    page = "<div>" * 195 + "<p>djupt</p>"
+    result = run({"a.html": page}, **A4)
+    assert "djupt" in result.text
 
 
 def test_broken_images_are_left_out_and_named(run: Run, engine: str) -> None:
@@ -278,6 +302,27 @@ def test_modern_style_sheets_do_not_stop_the_conversion(run: Run, engine: str) -
     assert "åäö" in result.text
 
 
+def test_images_with_sizes_in_percent_have_a_size(run: Run, engine: str) -> None:
+    page = "<style>.a{width:100%}@media print{.a{max-width:90%}}</style><img class=a src=b.png>"
+    for markup in (page, "<img style='width:100%;color:red' src=b.png>"):
+        result = run({"a.html": f"<p>x{markup}", "b.png": make_image(400)}, **A4)
+        drawn = re.findall(rb"([\d.]+) 0 0 -?([\d.]+) \S+ \S+ cm", _content(result))
+        assert max(float(width) for width, _ in drawn) > 100
+
+
+def _content(result: Result) -> bytes:
+    contents = result.pdf.pages[0].get_contents()
+    assert contents is not None
+    return contents.get_data()
+
+
+def test_letters_beyond_the_fonts_are_named(run: Run, engine: str) -> None:
+    result = run({"a.html": "<meta charset=utf-8><p>Łucja och Åsa – 5 € ”ja”"}, **A4)
+    missing = "Tecken som typsnittet saknar och som blir rutor: Ł." in result.notices
+    assert missing is (engine == "xhtml2pdf")
+    assert ("Łucja" in result.text) is not missing
+
+
 # --- several pages --------------------------------------------------------------------------------
 
 
@@ -301,8 +346,8 @@ def test_several_pages_are_all_shown_and_one_or_all_converted(run: Run, engine: 
         run(files, **A4, page="fyra.html")
 
 
-def test_twenty_large_pages_stay_within_the_payload(run: Run) -> None:
-    files: Files = {f"{n}.html": f"<p>Sida {n} " + "text & mer <b>" * 20_000 for n in range(20)}
+def test_many_large_pages_stay_within_the_payload(run: Run) -> None:
+    files: Files = {f"{n}.html": f"<p>Sida {n} " + "<p>text & mer</p>" * 5_000 for n in range(9)}
     result = run(files)
     assert len(result.previews) == 6
     assert "Förhandsvisas inte, men kan konverteras: 6.html, 7.html" in result.notices
@@ -387,7 +432,7 @@ def test_preview_holds_no_scripts_no_handlers_and_no_addresses(run: Run) -> None
     page = """<html onload=a()><head><base href=//evil.example/><meta http-equiv=refresh content="0;
     url=http://evil.example"><script>alert(1)</script><link rel=icon href=http://evil.example/i.ico>
     <style>a{background:url(http://evil.example/1.png)} @import 'http://evil.example/2.css';
-    b{content:"</style><script>alert(2)</script>"} @font-face{font-family:x;src:url(//evil.example/f)}
+    b{content:"<\\/style><script>alert(2)<\\/script>"} @font-face{font-family:x;src:url(//evil.example/f)}
     i{background:image-set("http://evil.example/3.png" 1x)} u{--x:u\\72l(http://evil.example/4)}
     </style></head><body background=http://evil.example/5 onclick='alert(3)'>
     <svg onload=alert(4)><script>alert(5)</script><a xlink:href="javascript:alert(6)"><text>T</text></a>
@@ -410,13 +455,28 @@ def test_preview_holds_no_scripts_no_handlers_and_no_addresses(run: Run) -> None
     assert "<script" not in preview and "javascript:" not in preview
     for address in re.findall(r"(?:https?:)?//[^\s\"'<>]+", preview):
         assert address == "http://www.w3.org/2000/svg", address
-    tags = re.findall(r"<[a-zA-Z][^>]*>", preview)
-    assert not [tag for tag in tags if re.search(r"\son\w+\s*=", tag, re.IGNORECASE)]
-    assert not [
-        tag for tag in tags if re.match(r"<(iframe|object|base|link|embed|animate|set)", tag)
-    ]
+    tags = parse_tags(preview)
+    assert not [tag for tag in tags if any(name.startswith("on") for name in tag[1])]
+    forbidden = {"iframe", "object", "base", "link", "embed", "animate", "set", "template", "video"}
+    assert not forbidden & {name for name, _ in tags}
+    assert ("p", {"title": "</noscript><img src=x onerror=alert(10)>"}) in tags
     assert "Skript togs bort" in result.notices
     assert "http://evil.example/1.png" in result.notices
+
+
+def test_uploaded_drawings_are_cleaned_for_the_preview(run: Run) -> None:
+    svg = (
+        '<svg xmlns="http://www.w3.org/2000/svg" onload="a()"><script>a()</script><rect width="1"/>'
+        '<image href="http://evil.example/1.png"/><style>@import "http://evil.example/2.css";'
+        "rect{fill:url(http://evil.example/3#a)}</style><foreignObject><p>x</p></foreignObject></svg>"
+    )
+    uri = "data:image/svg+xml," + svg.replace("#", "%23").replace('"', "'")
+    for files in ({"a.html": "<img src=b.svg>", "b.svg": svg}, {"a.html": f'<img src="{uri}">'}):
+        result = run(files)
+        (data,) = re.findall(r"svg\+xml;base64,([^\"]+)", result.previews[0])
+        drawing = base64.b64decode(data).decode()
+        assert "evil" not in drawing and "a()" not in drawing and 'width="1"' in drawing
+        assert "http://evil.example/1.png, http://evil.example/2.css" in result.notices
 
 
 def test_large_images_are_made_smaller_for_the_preview_only(run: Run, engine: str) -> None:
@@ -596,23 +656,20 @@ def _places(tmp_path: Path) -> list[str]:
 def test_nothing_outside_the_uploads_is_read(
     run: Run, engine: str, accesses: list[str], tmp_path: Path, way: str
 ) -> None:
-    template, *extra = WAYS[way].split("|")
-    places = _places(tmp_path)
-    page = "<p>Början</p>" + "".join(template.format(u=place) for place in places) + "<p>Slut</p>"
-    files: Files = {"a.html": page}
-    if extra:
-        # One address is enough for each uploaded file: they are tried one by one below.
-        files[extra[0]] = extra[1].format(u=places[0])
-    for place in places if extra else places[:1]:
-        if extra:
-            files[extra[0]] = extra[1].format(u=place)
-        result = run(files, **A4)
-        # An alternative text or a tag's own text may name the address; what it holds may not show.
-        assert "Början" in result.text and "Slut" in result.text
-        assert "HEMLIGT" not in result.text and "root:" not in result.text
-        assert result.images == 0
-        assert not result.pdf.attachments
-        assert "HEMLIGT" not in run(files).previews[0]
+    template, *upload = WAYS[way].split("|")
+    page, files = "<p>Början</p>", Files()
+    for number, place in enumerate(_places(tmp_path)):
+        own = f"egen{number}"
+        page += template.replace("egen", own).format(u=place)
+        if upload:
+            files[upload[0].replace("egen", own)] = upload[1].format(u=place)
+    files["a.html"] = page + "<p>Slut</p>"
+    result = run(files, **A4)
+    # An alternative text may name the address; what lies there may not show.
+    assert "Början" in result.text and "Slut" in result.text
+    assert "HEMLIGT" not in result.text and "root:" not in result.text
+    assert result.images == 0 and not result.pdf.attachments
+    assert "HEMLIGT" not in run(files).previews[0]
     assert accesses == []
 
 
@@ -625,7 +682,7 @@ def test_engines_refuse_what_the_rewriting_would_miss(
         + "".join(way.split("|")[0].format(u=place) for place in _places(tmp_path))
         + "<p>Slut</p>"
         for name, way in WAYS.items()
-        if name != "pisa font"  # its own tags need attributes that addresses break
+        if name not in {"attr", "pisa font"}  # raw, these only make the engines stop
     ]
     for page in pages:
         monkeypatch.setattr(tool.PageWriter, "write_page", lambda *a, page=page, **k: page)

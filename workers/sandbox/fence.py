@@ -47,8 +47,10 @@ def main() -> None:
     if fence.in_mount_namespace:
         _make_read_only()
         _mount_tmpfs(fence.root, fence.work_bytes)
-        if os.path.isdir("/dev/shm"):  # noqa: PTH112, S108 -- semaphores need it writable
-            _mount_tmpfs("/dev/shm", SHARED_MEMORY_BYTES)  # noqa: S108
+        # Semaphores need the first; in the second are the sockets of the machine's services.
+        for path in ("/dev/shm", "/run"):  # noqa: S108
+            if os.path.isdir(path):  # noqa: PTH112
+                _mount_tmpfs(path, SHARED_MEMORY_BYTES)
     os.makedirs(os.environ["HOME"], 0o700, exist_ok=True)  # noqa: PTH103
     os.chdir(fence.root)
     _drop_powers()

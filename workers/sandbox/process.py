@@ -161,8 +161,10 @@ async def _start_fenced(
         in_pid_namespace=spaces.pid,
         in_mount_namespace=spaces.mount,
     )
-    # The kernel ends them with the worker, however it ends; the runner also sees its stdin close.
-    die_with_parent = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
+    # When the worker dies, the kernel ends the namespace with all that is in it. Without one it
+    # must not: the runner sees its stdin close, and only a living runner can end its descendants.
+    is_used = spaces.pid and shutil.which("setpriv")
+    die_with_parent = ["setpriv", "--pdeathsig", "KILL"] if is_used else []
     return await asyncio.create_subprocess_exec(
         *die_with_parent,
         *spaces.command,

@@ -13,11 +13,16 @@ PostgreSQL keeps JSON numbers as decimals: 1e22 comes back as 100000000000000000
 import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
-_encoder = msgspec.json.Encoder(order="sorted")
+canonical_json: Callable[[Any], bytes] = msgspec.json.Encoder(order="sorted").encode
+"""Return UTF-8 JSON with sorted keys and no spaces.
+
+Of values as `normalize` makes them it gives the same bytes before and after a `jsonb` column.
+"""
 
 # Below this a float is written with its fraction or exponent, and stays a float on its way back.
 FLOAT_LIMIT = 1e16
@@ -25,17 +30,10 @@ SAFE_INTEGER = 2**53
 MAX_INTEGER_BITS = 14_280  # 4299 digits; int() and str() refuse more than 4300.
 
 _REMOVED = re.compile("[\x00\ud800-\udfff]")
+_LONG_TEXT = 200  # From here on encoding is faster than searching, if not for its exception.
 
 Tally = Counter[str]
 """How often each kind of repair was made; `notices.NoticeLog.report` words it."""
-
-
-def canonical_json(value: Any) -> bytes:
-    """Return UTF-8 JSON with sorted keys and no spaces.
-
-    Of values as `normalize` makes them it gives the same bytes before and after a `jsonb` column.
-    """
-    return _encoder.encode(value)
 
 
 def clean_value(value: Any, tally: Tally, *, exact_integers: bool = False) -> Any:
@@ -117,15 +115,15 @@ def clean_text(text: str, tally: Tally) -> str:
 
 
 def _is_clean(text: str) -> bool:
-    if "\x00" in text:
-        return False
     if text.isascii():
-        return True
+        return "\x00" not in text
+    if len(text) < _LONG_TEXT:
+        return _REMOVED.search(text) is None
     try:
         text.encode()
     except UnicodeEncodeError:
         return False
-    return True
+    return "\x00" not in text
 
 
 def count_bytes(text: str) -> int:

@@ -50,32 +50,35 @@ def build_fields(raw_fields: list[Any], place: Place) -> list[dict[str, Any]]:
 
 
 def _build_field(name: str, kind: str, raw: dict[str, Any], parent: Place) -> dict[str, Any] | None:
+    known = _MEMBERS
+    options: list[dict[str, str]] = []
+    if kind in _ENUMS:
+        known = _MEMBERS | {"options"}
+        # Most useless fields are told by a look, before a place and its name are made for each.
+        if type(raw.get("options")) is not list or not raw["options"]:
+            return None
+        options = _build_options(raw["options"], kind, parent.inside(f"fältet {quote(name)}"))
+        if not options:
+            return None
     place = parent.inside(f"fältet {quote(name)}")
     field: dict[str, Any] = {"name": name, "label": place.label(raw, name), "kind": kind}
-    known = set(_MEMBERS)
     if type(raw.get("required")) is bool:
         field["required"] = raw["required"]
     elif raw.get("required") is not None:
         place.note("field_required_invalid", "required är inte sant eller falskt och togs bort")
-    if kind in _ENUMS:
-        known.add("options")
-        options = _build_options(raw.get("options"), kind, place)
-        if not options:
-            return None
+    if options:
         field["options"] = options
     place.note_unknown(len(raw.keys() - known))
     return field
 
 
-def _build_options(raw_options: Any, kind: str, place: Place) -> list[dict[str, str]]:
-    if type(raw_options) is not list:
-        return []
+def _build_options(raw_options: list[Any], kind: str, place: Place) -> list[dict[str, str]]:
     policy = place.policy
     cap = policy.max_enum_options if kind == "enum" else policy.max_multi_enum_options
     options: dict[str, str] = {}
     lost = Counter[str]()
     for raw in raw_options:
-        value = place.name(raw, "value", policy.max_option_value_bytes)
+        value = place.name(raw, "value", policy.max_option_value_bytes, min_bytes=0)
         if value is None:
             lost["invalid"] += 1
         elif value in options:
@@ -89,7 +92,7 @@ def _build_options(raw_options: Any, kind: str, place: Place) -> list[dict[str, 
     if lost["invalid"]:
         place.note(
             "option_invalid",
-            f"{lost['invalid']} av {given} alternativ togs bort, för att värdet saknas, är tomt "
+            f"{lost['invalid']} av {given} alternativ togs bort, för att värdet inte är text "
             f"eller är längre än {policy.max_option_value_bytes} byte",
         )
     if lost["duplicate"]:

@@ -4,6 +4,7 @@ The work is bounded by the cap that the value is held against, not by the value:
 too large is not walked to its end.
 """
 
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -18,8 +19,9 @@ from app.domain.normalizer.canonical import (
 
 _PLAIN = frozenset({str, bool, type(None)})
 _CONTAINERS = frozenset({dict, list})
-# Deeper values are never encoded: the encoder's own limit depends on the caller's stack.
-_MAX_ENCODED_DEPTH = 256
+# No decoder gives deeper values, and none is encoded: the encoder's own limit depends on the
+# caller's stack.
+_MAX_DEPTH = 256
 _ESCAPED_NUL = b"\\u0000"
 
 
@@ -31,69 +33,64 @@ class Measure(msgspec.Struct):
     longest_array: int = 0
     oversize: bool = False
     needs_cleaning: bool = False
+    complete: bool = True
 
 
 def measure(value: Any, max_bytes: int) -> Measure:
     """Walk a value level by level.
 
-    `oversize` means that its canonical JSON is longer than `max_bytes` for certain; the other
-    figures may then be those of its upper levels only. `needs_cleaning` speaks of numbers, keys
-    and types, not of the text inside strings.
+    `oversize` means that its canonical JSON is longer than `max_bytes` for certain. The walk may
+    end early for what is oversize or far too deep: the figures are then lower bounds, not
+    `complete`. `needs_cleaning` speaks of numbers, keys and types, not of the text inside strings,
+    and of values that are not oversize.
     """
-    found = Measure()
-    nodes = 0
+    found = Measure(needs_cleaning=type(value) not in _PLAIN | _CONTAINERS)
     level = [value] if type(value) in _CONTAINERS else []
-    if not level:
-        found.needs_cleaning = type(value) not in _PLAIN
+    nodes = 0
     while level:
+        dicts = [item for item in level if type(item) is dict]
+        lists = [item for item in level if type(item) is list]
         found.depth += 1
-        for item in level:
-            nodes += len(item)
-            if type(item) is dict:
-                found.keys += len(item)
-            elif len(item) > found.longest_array:
-                found.longest_array = len(item)
-        # The shortest node is a digit and a comma, the shortest container two brackets and one.
-        found.oversize = nodes * 2 > max_bytes + 1
-        below: list[Any] = []
-        for item in level:
-            if type(item) is dict:
-                children: Any = item.values()
-                if not found.needs_cleaning:
-                    found.needs_cleaning = any(type(key) is not str for key in item)
-            else:
-                children = item
-            kinds = set(map(type, children))
-            if kinds <= _PLAIN:
-                continue
-            if not kinds.isdisjoint(_CONTAINERS):
-                below += [child for child in children if type(child) in _CONTAINERS]
-            if not found.oversize and not found.needs_cleaning:
-                found.needs_cleaning = _any_unclean(children, kinds)
-        level = below
-        if found.oversize and len(level) * 3 > max_bytes:
+        found.keys += sum(map(len, dicts))
+        found.longest_array = max(found.longest_array, max(map(len, lists), default=0))
+        children = list(chain.from_iterable(lists + [item.values() for item in dicts]))
+        nodes += len(children)
+        # The least that n nodes take is n digits, n - 1 commas and the outermost brackets.
+        found.oversize = nodes * 2 + 1 > max_bytes
+        kinds = set(map(type, children))
+        if not found.oversize and not found.needs_cleaning:
+            names = set(map(type, chain.from_iterable(dicts)))
+            found.needs_cleaning = not names <= {str} or _is_any_unclean(children, kinds)
+        level = []
+        if not kinds.isdisjoint(_CONTAINERS):
+            level = [child for child in children if type(child) in _CONTAINERS]
+        if found.depth > _MAX_DEPTH or (found.oversize and len(level) * 3 > max_bytes):
+            found.complete = not level
             break
     return found
 
 
-def _any_unclean(children: Any, kinds: set[type]) -> bool:
+def _is_any_unclean(children: list[Any], kinds: set[type]) -> bool:
+    if kinds <= _PLAIN | _CONTAINERS:
+        return False
     if not kinds <= _PLAIN | _CONTAINERS | {int, float}:
         return True
-    for child in children:
-        kind = type(child)
-        if kind is int:
-            if not -SAFE_INTEGER <= child <= SAFE_INTEGER:
-                return True
-        elif kind is float and not (
-            -FLOAT_LIMIT < child < FLOAT_LIMIT and (child or str(child)[0] != "-")
-        ):
-            return True
+    return any(map(_is_unclean_number, children))
+
+
+def _is_unclean_number(value: Any) -> bool:
+    kind = type(value)
+    if kind is int:
+        return not -SAFE_INTEGER <= value <= SAFE_INTEGER
+    if kind is float:
+        # Negative zero too; NaN compares as false.
+        return not -FLOAT_LIMIT < value < FLOAT_LIMIT or (value == 0 and str(value) == "-0.0")
     return False
 
 
 def encode_raw(value: Any, found: Measure) -> bytes | None:
     """Return a raw value as JSON, or None where the encoder cannot write it."""
-    if found.depth > _MAX_ENCODED_DEPTH:
+    if found.depth > _MAX_DEPTH or not found.complete:
         return None
     try:
         return canonical_json(value)
@@ -101,13 +98,15 @@ def encode_raw(value: Any, found: Measure) -> bytes | None:
         return None
 
 
-def clean_measured(value: Any, found: Measure, tally: Tally) -> tuple[Any, int | None]:
+def clean_measured(
+    value: Any, found: Measure, tally: Tally, *, exact_integers: bool = False
+) -> tuple[Any, int | None]:
     """Return the canonical value and its bytes; None bytes if it is too large to be weighed.
 
     For values whose depth has been checked. One without faults is returned as it is, not copied.
     """
     data = encode_raw(value, found)
     if not found.oversize and (data is None or found.needs_cleaning or _ESCAPED_NUL in data):
-        value = clean_value(value, tally)
+        value = clean_value(value, tally, exact_integers=exact_integers)
         data = canonical_json(value)
     return value, None if data is None else len(data)

@@ -92,8 +92,8 @@ class Place:
     def clean(self, text: str) -> str:
         return clean_text(text, self.tally)
 
-    def name(self, raw: Any, member: str, max_bytes: int) -> str | None:
-        """Return a cleaned, non-empty name within its cap, or None. Names are never shortened.
+    def name(self, raw: Any, member: str, max_bytes: int, *, min_bytes: int = 1) -> str | None:
+        """Return a cleaned name within its cap, or None. Names are never shortened.
 
         A shortened one would be another name, which the tool would not find again.
         """
@@ -101,7 +101,7 @@ class Place:
         if type(name) is not str or len(name) > max_bytes:
             return None
         name = self.clean(name)
-        return name if 0 < count_bytes(name) <= max_bytes else None
+        return name if min_bytes <= count_bytes(name) <= max_bytes else None
 
     def label(self, raw: dict[str, Any], fallback: str) -> str:
         """Return the raw object's label within its cap, or the fallback if it has none."""

@@ -119,7 +119,7 @@ def _build_json(raw: dict[str, Any], place: Place) -> dict[str, Any]:
         ),
     ):
         if figure > cap:
-            raise place.reject(code, f"{figure} {unit}, högst {cap} visas")
+            raise place.reject(code, f"{_least(found)}{figure} {unit}, högst {cap} visas")
     value = _clean_within(raw["value"], found, policy.max_json_bytes, "json_too_large", place)
     return _with_title({"kind": "json", "value": value}, raw, place)
 
@@ -132,7 +132,9 @@ def _build_chart(raw: dict[str, Any], place: Place) -> dict[str, Any]:
     found = measure(spec, policy.max_vega_bytes)
     cap = policy.max_vega_json_depth
     if found.depth > cap:
-        raise place.reject("vega_too_deep", f"{found.depth} nivåer JSON, högst {cap} visas")
+        raise place.reject(
+            "vega_too_deep", f"{_least(found)}{found.depth} nivåer JSON, högst {cap} visas"
+        )
     spec = _clean_within(spec, found, policy.max_vega_bytes, "vega_too_large", place)
     broken = check_spec(spec, policy)
     if broken:
@@ -146,6 +148,10 @@ def _clean_within(value: Any, found: Measure, cap: int, code: str, place: Place)
         shown = f"mer än {cap}" if size is None else size
         raise place.reject(code, f"det är {shown} byte, högst {cap} visas")
     return value
+
+
+def _least(found: Measure) -> str:
+    return "" if found.complete else "minst "
 
 
 def _with_title(output: dict[str, Any], raw: dict[str, Any], place: Place) -> dict[str, Any]:

@@ -3,121 +3,152 @@
 A key is kept whole or dropped whole: half a value would be a value that the tool never wrote.
 """
 
+from collections import defaultdict
 from typing import Any
 
-from app.domain.normalizer.canonical import Tally, canonical_json, clean_value
-from app.domain.normalizer.measure import Measure, encode_raw, measure
-from app.domain.normalizer.notices import NoticeLog, quote
+from app.domain.normalizer.canonical import (
+    Tally,
+    canonical_json,
+    clean_text,
+    clean_value,
+)
+from app.domain.normalizer.measure import clean_measured, measure
+from app.domain.normalizer.notices import NoticeLog, Place, quote
 from app.domain.policy import UiPolicy
 
-_WHERE = "Verktygets sparade läge"
+_LISTED_KEYS = 20
 
 
 def normalize_state(raw: Any, policy: UiPolicy, log: NoticeLog) -> dict[str, Any] | None:
     """Return the state to store, or None for "unchanged".
 
-    Dropped until the rest fits, each with its notice: keys whose value is nested too deeply, then
-    the largest keys in bytes, then those that hold the most keys; of equal ones the first by name.
+    Dropped until the rest fits, with notices: keys whose value is nested too deeply, then the
+    largest keys in bytes, then those that hold the most keys; of equal ones the first by name.
     """
+    place = Place("Verktygets sparade läge", policy, log, Tally())
     if raw is None:
         return None
     if type(raw) is not dict:
-        log.add("state_not_object", f"{_WHERE} är inte ett JSON-objekt och ändrades därför inte.")
+        place.note("state_not_object", "det är inte ett JSON-objekt och ändras därför inte")
         return None
-    found = measure(raw, policy.max_state_bytes)
-    data = encode_raw(raw, found)
-    state = _clean_entries(raw, found, policy, log)
-    state = _fit_bytes(state, None if data is None else len(data), policy, log)
-    return _fit_keys(state, policy, log)
+    state: dict[str, Any] = raw
+    if any(type(key) is not str for key in raw):
+        state = {key: value for key, value in raw.items() if type(key) is str}
+        place.tally["value_not_json"] += len(raw) - len(state)
+    found = measure(state, policy.max_state_bytes)
+    if found.depth > policy.max_json_depth or not found.complete:
+        state = _drop_deep(state, place)
+    if found.oversize:
+        # Before cleaning, which takes longer than weighing and would be done in vain.
+        state = _fit_bytes(state, place)
+    state = clean_value(state, place.tally, exact_integers=True)
+    log.report(place.where, place.tally)
+    return _fit_keys(_fit_bytes(state, place), place)
 
 
-def _clean_entries(
-    raw: dict[str, Any], found: Measure, policy: UiPolicy, log: NoticeLog
-) -> dict[str, Any]:
-    """Drop the entries that are too deep or certainly too large; clean the others."""
-    max_depth = policy.max_json_depth
-    if found.depth <= max_depth and not found.oversize:
-        return _cleaned(raw, log)
-    kept: dict[str, Any] = {}
-    too_deep: list[tuple[str, int]] = []
-    too_large: list[str] = []
-    for key, value in raw.items():
+def _drop_deep(state: dict[str, Any], place: Place) -> dict[str, Any]:
+    cap = place.policy.max_json_depth
+    deep: dict[str, int] = {}
+    for key, value in state.items():
         if type(value) is list or type(value) is dict:
-            entry = measure(value, policy.max_state_bytes)
-            if entry.oversize:
-                too_large.append(key)
-                continue
-            if entry.depth >= max_depth:
-                too_deep.append((key, entry.depth + 1))
-                continue
-        kept[key] = value
-    for key, depth in sorted(too_deep):
-        log.add(
-            "state_too_deep",
-            f"{_WHERE}: {quote(key)} är nästlad i {depth} nivåer (högst {max_depth}) "
-            "och sparades inte.",
-        )
-    for key in sorted(too_large):
-        log.add(
-            "state_too_large",
-            f"{_WHERE}: {quote(key)} är ensam större än {policy.max_state_bytes} byte "
-            "och sparades inte.",
-        )
-    return _cleaned(kept, log)
-
-
-def _cleaned(entries: dict[str, Any], log: NoticeLog) -> dict[str, Any]:
-    tally = Tally()
-    state: dict[str, Any] = clean_value(entries, tally, exact_integers=True)
-    log.report(_WHERE, tally)
-    return state
-
-
-def _fit_bytes(
-    state: dict[str, Any], raw_bytes: int | None, policy: UiPolicy, log: NoticeLog
-) -> dict[str, Any]:
-    total = len(canonical_json(state))
-    if total <= policy.max_state_bytes:
+            depth = 1 + measure(value, place.policy.max_state_bytes).depth
+            if depth > cap:
+                deep[key] = depth
+    if not deep:
         return state
-    sizes = {key: len(canonical_json({key: value})) - 1 for key, value in state.items()}
-    dropped = _largest_until(sizes, total - policy.max_state_bytes)
-    before = total if raw_bytes is None else raw_bytes
-    log.add(
-        "state_too_large",
-        f"{_WHERE} är {before} byte, högst {policy.max_state_bytes} sparas: "
-        + _describe(dropped, sizes, "byte"),
+    kept = [key for key in state if key not in deep]
+    place.note(
+        "state_too_deep",
+        f"{max(deep.values())} nivåer, högst {cap} sparas: " + _list_dropped(state, deep, kept),
     )
-    return {key: value for key, value in state.items() if key not in dropped}
+    return {key: state[key] for key in kept}
 
 
-def _fit_keys(state: dict[str, Any], policy: UiPolicy, log: NoticeLog) -> dict[str, Any]:
-    total = measure(state, policy.max_state_bytes).keys
-    if total <= policy.max_json_keys:
+def _fit_bytes(state: dict[str, Any], place: Place) -> dict[str, Any]:
+    cap = place.policy.max_state_bytes
+    sizes = _weigh(state, place)
+    total = sum(sizes.values()) + 1  # Braces, less the comma that the last entry has not.
+    if total <= cap or not state:
         return state
-    counts = {key: 1 + measure(value, policy.max_state_bytes).keys for key, value in state.items()}
-    dropped = _largest_until(counts, total - policy.max_json_keys)
-    log.add(
+    kept = _find_smallest(sizes, cap - 1)
+    place.note(
+        "state_too_large", f"{total} byte, högst {cap} sparas: " + _list_dropped(state, sizes, kept)
+    )
+    return {key: state[key] for key in kept}
+
+
+def _fit_keys(state: dict[str, Any], place: Place) -> dict[str, Any]:
+    cap = place.policy.max_json_keys
+    counts = {
+        key: 1 + measure(value, place.policy.max_state_bytes).keys for key, value in state.items()
+    }
+    total = sum(counts.values())
+    if total <= cap:
+        return state
+    kept = _find_smallest(counts, cap)
+    place.note(
         "state_too_many_keys",
-        f"{_WHERE} har {total} nycklar, högst {policy.max_json_keys} sparas: "
-        + _describe(dropped, counts, "nycklar"),
+        f"{total} nycklar, högst {cap} sparas: " + _list_dropped(state, counts, kept),
     )
-    return {key: value for key, value in state.items() if key not in dropped}
+    return {key: state[key] for key in kept}
 
 
-def _largest_until(sizes: dict[str, int], excess: int) -> dict[str, None]:
-    """Return the largest keys, ties by name, that together take away at least `excess`."""
-    names = sorted(sizes)
-    names.sort(key=sizes.__getitem__, reverse=True)  # stable: equal sizes stay ordered by name
-    dropped: dict[str, None] = {}
-    for name in names:
-        if excess <= 0:
-            break
-        dropped[name] = None
-        excess -= sizes[name]
-    return dropped
+def _weigh(state: dict[str, Any], place: Place) -> dict[str, int]:
+    """Return the canonical bytes of each entry: key, colon, value and a comma."""
+    sizes = {}
+    unused = Tally()
+    for key, value in state.items():
+        # Most keys need neither cleaning nor escapes, and a hostile state has a million of them.
+        if key.isascii() and key.isalnum():
+            size = len(key) + 4
+        else:
+            size = len(canonical_json(clean_text(key, unused))) + 2
+        try:
+            sizes[key] = size + len(canonical_json(value))
+        except (ValueError, TypeError, RecursionError):
+            sizes[key] = size + _weigh_unclean(value, place)
+    return sizes
 
 
-def _describe(dropped: dict[str, None], sizes: dict[str, int], unit: str) -> str:
-    shown = [f"{quote(key)} ({sizes[key]} {unit})" for key in list(dropped)[:10]]
-    more = f" och {len(dropped) - 10} till" if len(dropped) > 10 else ""
-    return f"{len(dropped)} nycklar sparades inte: {', '.join(shown)}{more}."
+def _weigh_unclean(value: Any, place: Place) -> int:
+    cap = place.policy.max_state_bytes
+    size = clean_measured(value, measure(value, cap), Tally(), exact_integers=True)[1]
+    # What cannot be encoded as it is, and is too large to be cleaned, has no known size.
+    return cap if size is None else size
+
+
+def _find_smallest(sizes: dict[str, int], room: int) -> list[str]:
+    """Return what is left when the largest keys, ties by name, go until the others find room."""
+    by_size: defaultdict[int, list[str]] = defaultdict(list)
+    for name, size in sizes.items():
+        by_size[size].append(name)
+    kept: list[str] = []
+    for size in sorted(by_size):
+        names = by_size[size]
+        count = room // size
+        if count < len(names):
+            return kept + _find_last(names, count)
+        kept += names
+        room -= size * len(names)
+    return kept
+
+
+def _find_last(names: list[str], count: int) -> list[str]:
+    """Return the last names by code points, without sorting many more than are asked for."""
+    last: list[str] = []
+    step = max(count, 1)
+    for start in range(0, len(names) if count else 0, step):
+        chunk = names[start : start + step]
+        if last:
+            chunk = [name for name in chunk if name > last[0]]
+        last = sorted(last + chunk)[-count:]
+    return last
+
+
+def _list_dropped(state: dict[str, Any], sizes: dict[str, int], kept: list[str]) -> str:
+    count = len(state) - len(kept)
+    said = f"{count} av {len(state)} nycklar sparades inte"
+    if count > _LISTED_KEYS:
+        return said
+    names = sorted(state.keys() - set(kept), key=lambda name: (-sizes[name], name))
+    return f"{said} ({', '.join(quote(name) for name in names)})"

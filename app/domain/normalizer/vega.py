@@ -57,6 +57,7 @@ class _Check:
         self._forbidden: set[str] = set()
         self._defined: set[str] = set()
         self._used: set[str] = set()
+        self._parts = 0
         self._depth = 0
         self._layers = 0
         self._views = 0
@@ -64,15 +65,18 @@ class _Check:
 
     def walk(self, spec: dict[str, Any]) -> None:
         pending = [_Node(spec, "", 0, 1, False)]
-        while pending:
+        while pending and not self._is_too_complex():
             node = pending.pop()
             if type(node.value) is dict:
                 self._visit_object(node, pending)
             else:
-                for item in node.value:
-                    self._visit(item, node, pending)
+                self._visit_list(node, pending)
 
     def broken(self) -> dict[str, str]:
+        cap = self._policy.max_vega_parts
+        if self._is_too_complex():
+            # Alone: what else was found before the walk ended depends on the order of keys.
+            return {"vega_too_complex": f"mer än {cap} listor och objekt utanför data"}
         found = {code: words for code, words in _FORBIDDEN.items() if code in self._forbidden}
         undefined = self._used - self._defined
         if undefined:
@@ -89,12 +93,18 @@ class _Check:
                 found[code] = f"{figure} {unit}, högst {cap} är tillåtna"
         return found
 
-    def _visit(self, value: Any, node: _Node, pending: list[_Node]) -> None:
-        """Look at a member's or element's value; `node` says where it lies."""
-        if type(value) is str:
-            self._visit_text(value, node.in_config)
-        elif type(value) is dict or type(value) is list:
-            pending.append(node._replace(value=value))
+    def _is_too_complex(self) -> bool:
+        return self._parts > self._policy.max_vega_parts
+
+    def _visit_list(self, node: _Node, pending: list[_Node]) -> None:
+        for item in node.value:
+            if type(item) is str:
+                self._visit_text(item, node.in_config)
+            elif type(item) is dict or type(item) is list:
+                self._parts += 1
+                if self._is_too_complex():
+                    return
+                pending.append(node._replace(value=item))
 
     def _visit_object(self, node: _Node, pending: list[_Node]) -> None:
         copies = node.copies * _count_copies(node.value.get("repeat"))
@@ -112,6 +122,7 @@ class _Check:
             elif type(value) is str:
                 self._visit_text(value, node.in_config)
             elif type(value) is dict or type(value) is list:
+                self._parts += 1
                 depth = node.depth + (key in _COMPOSITIONS)
                 self._depth = max(self._depth, depth)
                 if key == "layer":

@@ -12,6 +12,8 @@ import io
 
 import re
 import secrets
+import sys
+import traceback
 import unicodedata
 import warnings
 import xml.etree.ElementTree as ET
@@ -137,6 +139,7 @@ class LeftOut:
     missing: dict[str, None] = field(default_factory=dict)
     unreadable: dict[str, None] = field(default_factory=dict)
     too_large: dict[str, None] = field(default_factory=dict)
+    characters: dict[str, None] = field(default_factory=dict)
     scripts: int = 0
     embedded: int = 0
 
@@ -147,6 +150,7 @@ class LeftOut:
             ("Fanns inte bland de uppladdade filerna", self.missing),
             ("Gick inte att läsa som bild eller stilmall", self.unreadable),
             ("Visas bara i PDF-filen, för stort för förhandsvisningen", self.too_large),
+            ("Tecken som typsnittet saknar och som blir rutor", self.characters),
         )
         parts = [f"{title}: {_join_names(names)}." for title, names in lists if names]
         if self.scripts:
@@ -223,6 +227,7 @@ class PageWriter:
         place: Callable[[Asset], str | None],
         *,
         keep_links: bool = True,
+        keep_styles: bool = True,
         simple_css: bool = False,
         text_max_bytes: int | None = None,
         style_max_bytes: int | None = None,
@@ -234,6 +239,7 @@ class PageWriter:
         self._uploads = uploads
         self._place = place
         self._keep_links = keep_links
+        self._keep_styles = keep_styles
         self._simple_css = simple_css
         self._text_max_bytes = text_max_bytes
         self._style_max_bytes = style_max_bytes
@@ -251,6 +257,7 @@ class PageWriter:
         if head is not None:
             self._write_children(head, 1)
         self._emit(f"{head_end}</head>")
+        self.visible = 0  # a title is not on the page
         if body is not None:
             self._write(body, 1)
         if self.truncated:
@@ -442,7 +449,7 @@ class PageWriter:
                 self._emit(f"</{tag}>")
 
     def _write_style(self, css: str, media: str | None, xml: bool = False) -> None:
-        if not css:
+        if not css or not self._keep_styles:
             return
         if self._style_max_bytes is not None:
             self._style_max_bytes -= len(css.encode("utf-8", "replace"))
@@ -451,8 +458,8 @@ class PageWriter:
                 return
         if xml:
             css = escape(css, quote=False)
-        # Within a string of CSS, `<\/` means `</`, and elsewhere neither has a meaning.
-        css = css.replace("</", "<\\/")
+        # What could end the element, or look like another, is written as an escape of CSS.
+        css = re.sub(r"<(?=[/!?a-zA-Z])", r"\\3c ", css)
         self._emit(f'<style media="{escape(media)}">' if media else "<style>")
         self._emit(f"{css}</style>")
 
@@ -482,6 +489,8 @@ class PageWriter:
             elif name == "background" and not svg:
                 if url := self._resolve(value):
                     attributes[name] = url
+            elif name == "style" and not self._keep_styles:
+                continue
             elif name == "style" or (svg and re.search(r"[\\(]", value)):
                 tokens = tinycss2.parse_component_value_list(value)
                 self._clean_tokens(tokens)
@@ -526,6 +535,8 @@ def run_tool(input_dir: str, output_dir: str) -> dict[str, object]:
             ".htm, gärna tillsammans med sidans bilder och stilmallar."
         )
     action_id, form, _ = get_action_parts()
+    # Both engines lay out by recursion, several calls for each level of PAGE_MAX_DEPTH.
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), 50 * PAGE_MAX_DEPTH))
     with warnings.catch_warnings():
         # What a library plans to remove one day is nothing that this run should end for.
         warnings.simplefilter("ignore")
@@ -582,13 +593,21 @@ def convert(uploads: Uploads, files: list[InputFile], form: dict[str, object]) -
     names: set[str] = set()
     for number, page in enumerate(pages):
         progress(number / len(pages), f"Gör PDF av {page.file.name}")
-        pdf, count, left_out = render(uploads, page, page_rule(page_size, landscape))
+        size = page_rule(page_size, landscape)
+        plain = ""
+        try:
+            pdf, count, left_out = render(uploads, page, size, True)
+        except Exception:
+            # Mostly a style sheet that the engine trips over; the page's editor sees which.
+            traceback.print_exc()
+            pdf, count, left_out = render(uploads, page, size, False)
+            plain = "Sidans stilmallar gick inte att använda, så den är gjord utan dem."
         name = _make_pdf_name(page.file.name, names)
         output_path(name).write_bytes(pdf)
         paper = f"{page_size} {LANDSCAPE if landscape else PORTRAIT}"
         sheets = "1 sida" if count == 1 else f"{count} sidor"
         outputs.append(notice(f"{name} är klar: {sheets}, {paper}. Gjord med {engine_name}."))
-        if remarks := " ".join(filter(None, (page.remark, left_out.describe()))):
+        if remarks := " ".join(filter(None, (plain, page.remark, left_out.describe()))):
             outputs.append(notice(f"{name}: {remarks}", "warning"))
     progress(1, "Klart")
     choice: dict[str, object] = {
@@ -772,7 +791,8 @@ def page_rule(page_size: str, landscape: bool) -> str:
     return f"size:{long}mm {short}mm" if landscape else f"size:{short}mm {long}mm"
 
 
-Render = Callable[[Uploads, Page, str], tuple[bytes, int, LeftOut]]
+# Of the uploads, a page, its paper, and whether to keep its styles.
+Render = Callable[[Uploads, Page, str, bool], tuple[bytes, int, LeftOut]]
 
 
 def find_engine() -> tuple[str, Render]:
@@ -794,7 +814,7 @@ def import_weasyprint() -> Any:
 
 
 def render_with_weasyprint(
-    weasyprint: Any, uploads: Uploads, page: Page, size: str
+    weasyprint: Any, uploads: Uploads, page: Page, size: str, styles: bool
 ) -> tuple[bytes, int, LeftOut]:
     """Return the PDF, its number of pages, and what was left out."""
     from weasyprint.urls import URLFetcher, URLFetcherResponse
@@ -811,19 +831,21 @@ def render_with_weasyprint(
         def open(self, url: Any, data: object = None, timeout: object = None) -> Any:
             return self.fetch(url if isinstance(url, str) else url.full_url)
 
-    writer = PageWriter(uploads, shelf.put)
+    writer = PageWriter(uploads, shelf.put, keep_styles=styles)
     text = writer.write_page(
         page.root,
         head_start="<style>img,svg{max-width:100%}</style>",
         head_end=f"<style>@page{{{size} !important}}</style>",
     )
-    document = weasyprint.HTML(string=text, url_fetcher=ShelfFetcher()).render(
+    document = weasyprint.HTML(string=text, base_url="upload:", url_fetcher=ShelfFetcher()).render(
         presentational_hints=True, optimize_images=True, dpi=300, jpeg_quality=90
     )
     return document.write_pdf(), len(document.pages), writer.left_out
 
 
-def render_with_xhtml2pdf(uploads: Uploads, page: Page, size: str) -> tuple[bytes, int, LeftOut]:
+def render_with_xhtml2pdf(
+    uploads: Uploads, page: Page, size: str, styles: bool
+) -> tuple[bytes, int, LeftOut]:
     """Return the PDF, its number of pages, and what was left out."""
     from pypdf import PdfReader
     from xhtml2pdf import pisa
@@ -837,12 +859,15 @@ def render_with_xhtml2pdf(uploads: Uploads, page: Page, size: str) -> tuple[byte
         except LookupError:
             return "data:,"
 
-    writer = PageWriter(uploads, shelf.put, simple_css=True)
+    writer = PageWriter(uploads, shelf.put, keep_styles=styles, simple_css=True)
     text = writer.write_page(
         page.root,
         head_start="<style>figure,figcaption,main,details,summary{display:block}</style>",
-        head_end=f"<style>@page{{{size};margin:18mm}}</style>",
+        head_end=f"<style>@page{{{size};margin:15mm 18mm}}</style>",
     )
+    # Its own fonts hold the letters of western Europe; embedded ones cannot be told apart here.
+    odd = sorted(c for c in set(text) if c > "\x7f" and not c.encode("cp1252", "ignore"))
+    writer.left_out.characters = dict.fromkeys(odd)
     out = io.BytesIO()
     pisa.CreatePDF(
         io.BytesIO(text.encode("utf-8", "replace")),

@@ -1,0 +1,78 @@
+"""Fixtures of the end-to-end tests: users who meet another node with every request."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from app.devstack import free_port
+from app.dev import run_service
+from pathlib import Path
+from service import Client, Service
+from steps import Way, log_in, publish
+from tiny_tools import DO_FIELD, FILE_FIELD, REPORTER
+
+
+@pytest.fixture(scope="session")
+def anna(service: Service) -> Iterator[Client]:
+    with log_in(service, "anna") as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def bo(service: Service) -> Iterator[Client]:
+    with log_in(service, "bo") as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def carin(service: Service) -> Iterator[Client]:
+    with log_in(service, "carin") as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def admin(service: Service) -> Iterator[Client]:
+    with log_in(service, "admin") as client:
+        yield client
+
+
+@pytest.fixture
+def reporter(service: Service, anna: Client) -> Way:
+    """A new session of Anna's with a tool that tells what it sees, published for her alone."""
+    version = publish(service, REPORTER, [FILE_FIELD, DO_FIELD])
+    return Way(anna, version["tool_id"], version["id"], version["slug"], is_sandbox=False)
+
+
+@pytest.fixture(params=["production", "sandbox"])
+def way(
+    request: pytest.FixtureRequest, service: Service, anna: Client, admin: Client
+) -> Way:
+    """A new session with the reporter: of the published tool, then of the editor's sandbox."""
+    version = publish(service, REPORTER, [FILE_FIELD, DO_FIELD])
+    is_sandbox = request.param == "sandbox"
+    client = admin if is_sandbox else anna
+    return Way(client, version["tool_id"], version["id"], version["slug"], is_sandbox)
+
+
+@pytest.fixture(scope="session")
+def brief_service(stacks_dir: Path) -> Iterator[Service]:
+    """A service where files live for seconds, and runs too."""
+    overrides = {
+        "SESSION_FILES_TTL_SECONDS": "5",
+        "RUN_TIMEOUT_SECONDS": "2",
+        "SANDBOX": "process",
+    }
+    ports = [free_port(), free_port()]
+    data_dir = stacks_dir / "brief"
+    with run_service(data_dir, ports=ports, workers=1, overrides=overrides) as running:
+        yield Service(running)
+
+
+@pytest.fixture(scope="session")
+def idle_service(stacks_dir: Path) -> Iterator[Service]:
+    """A service without workers, where what is queued stays so, and with little patience."""
+    overrides = {"RUN_MAX_UNFINISHED": "2", "LOGIN_ATTEMPTS": "3", "SANDBOX": "process"}
+    ports = [free_port(), free_port()]
+    data_dir = stacks_dir / "idle"
+    with run_service(data_dir, ports=ports, workers=0, overrides=overrides) as running:
+        yield Service(running)

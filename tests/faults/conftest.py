@@ -1,0 +1,42 @@
+"""One cluster for all tests of faults; a test that kills a part of it starts that part itself."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from app.dev import run_service
+from cluster import Cluster, Process
+
+SETTINGS = {
+    "SANDBOX": "process",
+    "LOG_LEVEL": "info",
+    "RUN_MAX_UNFINISHED": "1000",
+    "LOGIN_ATTEMPTS": "100000",
+    # So that what waits for a lease or the clock waits for seconds.
+    "RUN_LEASE_SECONDS": "4",
+    "RUN_HEARTBEAT_SECONDS": "1",
+    "RUN_SWEEP_SECONDS": "1",
+}
+
+
+@pytest.fixture(scope="session")
+def cluster(stacks_dir: Path) -> Iterator[Cluster]:
+    """The servers alone: nodes and workers are fixtures of their own."""
+    with run_service(stacks_dir / "faults", ports=[], workers=0, overrides=SETTINGS) as service:
+        yield Cluster(service)
+
+
+@pytest.fixture(scope="session")
+def nodes(cluster: Cluster) -> Iterator[list[Process]]:
+    """Two API nodes that nobody kills."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(cluster.node()) for _ in range(2)]
+
+
+@pytest.fixture(scope="session")
+def workers(cluster: Cluster) -> Iterator[list[Process]]:
+    """Two workers that nobody kills."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(cluster.worker()) for _ in range(2)]
