@@ -21,7 +21,6 @@ from app.main import create_app
 from app.settings import Settings, SettingsError, load_settings
 from app.store import users
 from app.store.lifecycle import init_storage
-from app.store.migrate import migrate
 from app.store.objects import open_object_store
 from app.store.postgres import open_database
 from app.usecases.accounts import hash_password
@@ -105,6 +104,9 @@ def _worker(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _migrate(args: argparse.Namespace, settings: Settings) -> int:
+    # Imported here: it takes longer to load than an API node takes to start.
+    from app.store.migrate import migrate
+
     migrate(settings.database_url)
     return 0
 

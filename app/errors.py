@@ -62,7 +62,7 @@ class NotFound(AppError):
     default_detail = "Det du söker finns inte, eller så har du inte tillgång till det."
 
 
-# --- 409, 410, 412, 413, 415 ----------------------------------------------------------------
+# --- 409, 410, 412, 413, 415, 416 -----------------------------------------------------------
 
 
 class Conflict(AppError):
@@ -128,6 +128,11 @@ class TooManyFiles(PayloadTooLarge):
 class UnsupportedMediaType(AppError):
     code, status, title = "unsupported_media_type", 415, "Formatet stöds inte"
     default_detail = "Innehållstypen stöds inte här."
+
+
+class RangeNotSatisfiable(AppError):
+    code, status, title = "range_not_satisfiable", 416, "Utanför filen"
+    default_detail = "Den begärda delen ligger utanför filen."
 
 
 # --- 422 ------------------------------------------------------------------------------------

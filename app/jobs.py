@@ -9,15 +9,19 @@ from typing import Any
 from uuid import UUID
 
 import msgspec
-from arq.connections import ArqRedis, RedisSettings, create_pool
+from arq.connections import ArqRedis
+from arq.constants import in_progress_key_prefix
+from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
+from app.errors import Unavailable
 from app.log import get_log
 from app.settings import Settings
 
 log = get_log(__name__)
 
 RUN_TOOL = "run_tool"
+TIMEOUT_SECONDS = 2
 # Tells idle workers that something was queued, so that they need not poll in milliseconds.
 WAKE_CHANNEL = "skriptoteket:wake"
 
@@ -39,36 +43,56 @@ class Queue:
         Call after the commit of the run. A queue that is away is logged: the sweep sends later.
         """
         try:
-            await self.arq.enqueue_job(
-                RUN_TOOL,
-                str(run_id),
-                attempt,
-                _job_id=f"run:{run_id}:{attempt}",
-                _queue_name=self._queue_name,
-            )
-            await self.arq.publish(WAKE_CHANNEL, b"")
+            await self._send(run_id, attempt)
         except (RedisError, OSError) as error:
             log.warning("run.enqueue_failed", run_id=run_id, error=str(error))
 
+    async def resend_run(self, run_id: UUID, attempt: int) -> None:
+        """Send the job of a run that has waited for long: it may be lost, or its taker dead.
 
-def redis_settings(settings: Settings) -> RedisSettings:
-    parsed = RedisSettings.from_dsn(settings.redis_url)
-    parsed.conn_retries = 0
-    parsed.conn_timeout = 2
-    return parsed
+        arq keeps the job of a worker that was killed from all others until its longest timeout is
+        over. Two takers do no harm: one of them claims the run.
+        """
+        try:
+            await self.arq.delete(in_progress_key_prefix + _job_id(run_id, attempt))
+            await self._send(run_id, attempt)
+        except (RedisError, OSError) as error:
+            log.warning("run.enqueue_failed", run_id=run_id, error=str(error))
+
+    async def _send(self, run_id: UUID, attempt: int) -> None:
+        await self.arq.enqueue_job(
+            RUN_TOOL,
+            str(run_id),
+            attempt,
+            _job_id=_job_id(run_id, attempt),
+            _queue_name=self._queue_name,
+        )
+        await self.arq.publish(WAKE_CHANNEL, b"")
+
+
+def _job_id(run_id: UUID, attempt: int) -> str:
+    return f"run:{run_id}:{attempt}"
 
 
 @asynccontextmanager
 async def open_queue(settings: Settings) -> AsyncIterator[Queue]:
     """Connect to the queue. A Redis that is away fails here, at start, and nowhere later."""
-    arq: Any = await create_pool(
-        redis_settings(settings),
+    # Not arq's own create_pool: its connections would wait for ever for a Redis that hangs.
+    pool: Any = ConnectionPool.from_url(
+        settings.redis_url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS
+    )
+    arq: Any = ArqRedis(
+        pool,
         job_serializer=serialize_job,
         job_deserializer=deserialize_job,
         default_queue_name=settings.queue_name,
     )
     try:
+        try:
+            await arq.ping()
+        except (RedisError, OSError) as error:
+            raise Unavailable("redis") from error
         yield Queue(arq, settings.queue_name)
     finally:
         with suppress(RedisError, OSError):
-            await arq.aclose()
+            await arq.aclose(close_connection_pool=True)

@@ -6,12 +6,12 @@ from typing import Any
 
 from litestar import Litestar, Router
 from litestar.config.app import AppConfig
-from litestar.openapi import OpenAPIConfig
 
 from app.api import auth, editor, health, runs, sessions, tools
-from app.api.deps import DEPENDENCIES
+from app.api.deps import DEPENDENCIES, require_json
 from app.api.errors import EXCEPTION_HANDLERS
 from app.api.middleware import LingeringClose, RequestContext
+from app.api.openapi import complete_document, make_openapi_config
 from app.settings import Settings
 from app.wiring import open_services
 
@@ -38,6 +38,7 @@ def create_app(settings: Settings) -> Any:
             editor.router,
             health.router,
         ],
+        guards=[require_json],
     )
     litestar = Litestar.from_config(
         AppConfig(
@@ -45,11 +46,12 @@ def create_app(settings: Settings) -> Any:
             lifespan=[lifespan],
             dependencies=dict(DEPENDENCIES),
             exception_handlers=EXCEPTION_HANDLERS,
-            openapi_config=OpenAPIConfig(title="Skriptoteket", version="1", path="/schema"),
+            openapi_config=make_openapi_config(),
             request_max_body_size=MAX_JSON_BODY_BYTES,
             # Our own handlers log what matters, as JSON; the framework adds nothing to it.
             logging_config=None,
         )
     )
+    complete_document(litestar)
     # Around the framework, not inside it: its own refusals (no such route) need them too.
     return RequestContext(LingeringClose(litestar))

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Build the runner image, or find in a moment that it is current.
 #
-#   infra/build-runner-image.sh [--name NAME] [--base IMAGE | --debootstrap]
+#   infra/build-runner-image.sh [--name NAME] [--base IMAGE | --debootstrap | --if-possible]
 #
 # --base         the image to start from (default: python:3.11-slim-bookworm, from its registry)
 # --debootstrap  make the base from Debian packages, where no image registry can be reached; needs
 #                root and the debootstrap package. DEBIAN_MIRROR names another mirror.
+# --if-possible  with whichever of the two works here; where none does, say so and end well, for
+#                tools can run without Docker
 #
 # Python packages are downloaded here and go in with the build context: a container that builds
 # needs no network and no certificates. An image is current when its label holds the hash of all
@@ -15,6 +17,7 @@ set -euo pipefail
 NAME=skriptoteket-runner
 BASE=python:3.11-slim-bookworm
 DEBOOTSTRAP=
+IF_POSSIBLE=
 MIRROR=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
 SUITE=bookworm
 PYTHON_VERSION=3.11
@@ -30,15 +33,26 @@ main() {
             --name) NAME=${2:?--name needs a value}; shift 2 ;;
             --base) BASE=${2:?--base needs a value}; shift 2 ;;
             --debootstrap) DEBOOTSTRAP=1; shift ;;
-            -h | --help) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 0 ;;
+            --if-possible) IF_POSSIBLE=1; shift ;;
+            -h | --help) sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 0 ;;
             *) fail "unknown argument: $1" ;;
         esac
     done
-    docker version >/dev/null 2>&1 || fail "no Docker daemon answers (see infra/start-docker.sh)"
+    if ! timeout 10 docker version >/dev/null 2>&1; then
+        give_up "no Docker daemon answers (see infra/start-docker.sh)"
+    fi
+    if [[ -n $IF_POSSIBLE ]]; then
+        if is_current "$NAME" "$(content_of "$BASE")" ||
+            is_current "$NAME" "$(DEBOOTSTRAP=1 content_of "$NAME-base")"; then
+            echo "$NAME is current"
+            return
+        fi
+        choose_way
+    fi
 
     [[ -z $DEBOOTSTRAP ]] || BASE=$NAME-base
     local content
-    content=$(hash_of "$BASE" "${DEBOOTSTRAP:+$(base_content)}" "$(hash_files)")
+    content=$(content_of "$BASE")
     if is_current "$NAME" "$content"; then
         echo "$NAME is current"
         return
@@ -50,6 +64,27 @@ main() {
     docker build --build-arg "BASE_IMAGE=$BASE" --label "$LABEL=$content" \
         --tag "$NAME" --file "$infra/runner.Dockerfile" "$work"
     echo "$NAME is built"
+}
+
+choose_way() {
+    if docker image inspect "$BASE" >/dev/null 2>&1 ||
+        timeout 120 docker pull --quiet "$BASE" >/dev/null 2>&1; then
+        return
+    fi
+    if command -v debootstrap >/dev/null && ((EUID == 0)); then
+        DEBOOTSTRAP=1
+        return
+    fi
+    give_up "$BASE cannot be pulled, and --debootstrap needs root and the debootstrap package"
+}
+
+content_of() { hash_of "$1" "${DEBOOTSTRAP:+$(base_content)}" "$(hash_files)"; }
+
+# End for want of something: as a failure, unless an image was only wished for.
+give_up() {
+    [[ -n $IF_POSSIBLE ]] || fail "$*"
+    echo "The runner image was not built: $*"
+    exit 0
 }
 
 fail() {

@@ -6,7 +6,7 @@ set -euo pipefail
 LOG=${DOCKERD_LOG:-/var/log/dockerd.log}
 WAIT_SECONDS=${DOCKERD_WAIT_SECONDS:-60}
 
-version() { docker version --format '{{.Server.Version}}' 2>/dev/null; }
+version() { timeout 10 docker version --format '{{.Server.Version}}' 2>/dev/null; }
 
 if ! command -v docker >/dev/null; then
     echo "start-docker: no docker command; install docker.io (and iptables)" >&2
@@ -25,8 +25,20 @@ if ((EUID != 0)); then
     exit 1
 fi
 
-# Of a daemon that was killed: its pid may belong to another process by now.
-rm -f /var/run/docker.pid
+if [[ ${DOCKER_HOST:-unix:///var/run/docker.sock} != unix:///var/run/docker.sock ]]; then
+    echo "start-docker: the daemon that DOCKER_HOST names does not answer" >&2
+    exit 1
+fi
+
+# A killed daemon leaves its number behind, which may be another process's by now. One that is alive
+# and slow to answer is left alone: two on the same files would destroy them.
+if [[ -e /var/run/docker.pid ]]; then
+    if grep -qs dockerd "/proc/$(</var/run/docker.pid)/comm"; then
+        echo "start-docker: dockerd runs as process $(</var/run/docker.pid) but does not answer" >&2
+        exit 1
+    fi
+    rm -f /var/run/docker.pid
+fi
 # In a session of its own, so that it outlives the shell or the CI step that starts it.
 setsid dockerd >>"$LOG" 2>&1 </dev/null &
 daemon=$!

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from service import Service
 
 from app.dev import run_service
 from app.devstack import DevStack, free_port, run_devstack
-from service import Service
 
 
 @pytest.fixture(scope="session")

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+from service import TIMEOUT_SECONDS, Client, Service
 
 from app.dev import DEV_USERS
 from app.settings import load_settings
 from app.store.objects import open_object_store
-from service import TIMEOUT_SECONDS, Client, Service
 
 
 class TurnTransport(httpx.BaseTransport):

@@ -7,7 +7,7 @@ DO_FIELD: dict[str, Any] = {"kind": "string", "name": "do", "label": "Gör"}
 
 # Shows its files with their hashes, its inputs and its action, counts its steps in the state, and
 # offers `next`. `do`, in the form as in the step, makes it misbehave.
-REPORTER = '''
+REPORTER = """
 import hashlib
 import os
 import time
@@ -50,7 +50,7 @@ def run_tool(input_dir, output_dir):
         "next_actions": [] if do == "end" else [action("next", "Nästa", fields)],
         "state": None if do == "keep state" else {"steps": steps, "do": do},
     }
-'''
+"""
 
 # Ends as soon as it has begun.
 QUIET = """
@@ -59,7 +59,7 @@ def run_tool(input_dir, output_dir):
 """
 
 # A page with a default style that an uploaded .css overrides (ST-12-07).
-STYLED = '''
+STYLED = """
 from skriptoteket_toolkit import html, list_input_files, read_inputs
 
 DEFAULT_CSS = "h1 { color: black }"
@@ -70,10 +70,10 @@ def run_tool(input_dir, output_dir):
     style = css[0] if css else DEFAULT_CSS
     heading = read_inputs().get("heading", "Rubrik")
     return {"outputs": [html(f"<style>{style}</style><h1>{heading}</h1>")]}
-'''
+"""
 
 # Writes files with names that headers find hard.
-WRITER = '''
+WRITER = """
 from skriptoteket_toolkit import output_path
 
 
@@ -81,7 +81,7 @@ def run_tool(input_dir, output_dir):
     output_path("siffror.bin").write_bytes(bytes(range(100)))
     output_path("mapp/Åäö “citat” \\"rakt\\" 100%.txt").write_text("räksmörgås", "utf-8")
     output_path("tom.txt").write_bytes(b"")
-'''
+"""
 
 
 def report(run: dict[str, Any]) -> dict[str, Any]:

@@ -29,8 +29,9 @@ log = get_log(__name__)
 
 # With the wake-up message lost, an idle worker finds a job this late.
 POLL_SECONDS = 1.0
+WAKE_SECONDS = 60.0
 SWEEP_SECONDS = 3_000
-STAGING_SECONDS = 120  # beside the tool's own time: download, upload, writing the end
+STAGING_SECONDS = 240  # beside the tool's own time: download, start, collect, upload, the end
 
 
 class WakingWorker(Worker):
@@ -56,9 +57,18 @@ class WakingWorker(Worker):
         except (RedisError, OSError) as error:
             # A worker outlives its queue: what is queued stands in PostgreSQL.
             log.warning("queue.unavailable", error=str(error))
+            await self._give_back_places()
         for job_id in self.tasks.keys() - known:
             # A place that becomes free is a reason to look again.
             self.tasks[job_id].add_done_callback(lambda _: wake.set())
+
+    async def _give_back_places(self) -> None:
+        """Free the places that arq took for jobs that it then could not start."""
+        await asyncio.sleep(0)  # What ended just now gives its place back by itself.
+        working = sum(not task.done() for task in self.tasks.values())
+        while self.job_counter > working:
+            self.job_counter -= 1
+            self.sem.release()
 
 
 async def _listen_for_wake(redis: ArqRedis, wake: asyncio.Event) -> None:
@@ -66,8 +76,10 @@ async def _listen_for_wake(redis: ArqRedis, wake: asyncio.Event) -> None:
         pubsub = redis.pubsub(ignore_subscribe_messages=True)
         try:
             await pubsub.subscribe(WAKE_CHANNEL)
-            async for _ in pubsub.listen():
-                wake.set()
+            while True:
+                # Silence is no error here, unlike to `listen()`.
+                if await pubsub.get_message(timeout=WAKE_SECONDS) is not None:
+                    wake.set()
         except (RedisError, OSError) as error:
             log.warning("queue.wake_interrupted", error=str(error))
             await asyncio.sleep(POLL_SECONDS)
@@ -100,7 +112,7 @@ async def run_worker(settings: Settings) -> None:
         log.info("worker.started", owner=do_run.owner, sandbox=sandbox.name)
         if settings.worker_ready_file is not None:
             ready_file = Path(settings.worker_ready_file)
-            ready_file.touch()
+            ready_file.touch()  # noqa: ASYNC240 - once, at start
             stack.callback(ready_file.unlink, missing_ok=True)
         try:
             with suppress(asyncio.CancelledError):

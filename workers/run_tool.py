@@ -5,7 +5,7 @@ A worker holds a run by a lease that a heartbeat renews. Who lost the lease chan
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -39,7 +39,8 @@ from workers.snapshot import download_snapshot
 
 log = get_log(__name__)
 
-FINISH_ATTEMPTS = 5
+# The end of a run is written again so often; while the store is down nobody can take the run.
+FINISH_SECONDS = 120
 GENERAL_ERROR = "Något gick fel när verktyget kördes. Försök igen om en stund."
 
 
@@ -124,6 +125,8 @@ class RunTool:
             outcome=result.outcome,
             duration_ms=round(result.duration_seconds * 1000),
         )
+        if not await _persist(lambda: runs.mark_result(self.db, run.id, self.owner)):
+            raise LeaseLost
         # Objects before the SQL commit: a row never names an artifact that is not there.
         for number, artifact in enumerate(result.artifacts):
             await self.artifacts.put_path(run.id, number, artifact.spooled)
@@ -148,15 +151,10 @@ class RunTool:
 
     async def _finish(self, run: ClaimedRun, finished: FinishedRun) -> None:
         """Write the end; retried, since all of the run's work hangs on this one commit."""
-        for attempt in range(FINISH_ATTEMPTS):
-            try:
-                now = datetime.now(UTC)
-                is_ours = await runs.finish_run(self.db, run.id, self.owner, finished, now)
-                break
-            except Unavailable:
-                log.warning("run.finish_retried", run_id=run.id, attempt=attempt)
-                await asyncio.sleep(0.2 * 2**attempt)
-        else:
+        is_ours = await _persist(
+            lambda: runs.finish_run(self.db, run.id, self.owner, finished, datetime.now(UTC))
+        )
+        if is_ours is None:
             log.error("run.finish_given_up", run_id=run.id)
             return
         if not is_ours:
@@ -206,6 +204,21 @@ class RunTool:
             raise
         finally:
             heart.cancel()
+
+
+async def _persist(write: Callable[[], Awaitable[bool]]) -> bool | None:
+    """Write until the database takes it; None if it did not for too long."""
+    end = asyncio.get_running_loop().time() + FINISH_SECONDS
+    delay = 0.1
+    while True:
+        try:
+            return await write()
+        except Unavailable as error:
+            log.warning("run.write_retried", error=str(error))
+        if asyncio.get_running_loop().time() > end:
+            return None
+        await asyncio.sleep(delay)
+        delay = min(2 * delay, 1.0)
 
 
 def interpret_result(result: SandboxResult, settings: Settings) -> FinishedRun:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from app.domain.files import StoredFile
+from app.errors import AppError
 from app.store.session_files import SessionFilesKey, SessionFileStorageProtocol
 from workers.sandbox.base import InputFile
 
@@ -22,7 +23,9 @@ async def download_snapshot(
     Files on disk are named by their place in the list: a user's name never becomes a path here.
 
     Raises:
-        SessionFilesMissing: a file was cleared meanwhile, or its bytes are not those stored.
+        SessionFilesExpired: a file was deleted meanwhile, by a clear or by its time.
+        FileDamaged: its bytes are not those stored.
+        Unavailable: S3 does not answer.
     """
     turn = asyncio.Semaphore(PARALLEL_DOWNLOADS)
 
@@ -34,6 +37,12 @@ async def download_snapshot(
                     target.write(chunk)
         return InputFile(file.name, path, file.bytes)
 
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(download(i, file)) for i, file in enumerate(files)]
-    return [task.result() for task in tasks]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(download(i, file)) for i, file in enumerate(files)]
+    except* AppError as errors:
+        # A run ends with one reason: the first is as good as any.
+        reason = errors.exceptions[0]
+    else:
+        return [task.result() for task in tasks]
+    raise reason

@@ -40,15 +40,15 @@ class Sweep:
             for run_id in await runs.fail_overdue_runs(self.db, seconds, now):
                 log.warning("run.queue_timeout", run_id=run_id)
                 await self.events.publish(run_id, RunEvent(status=RunStatus.FAILED))
-            attempts = self.settings.run_max_attempts
-            for run_id, attempt in await runs.recover_lost_runs(self.db, attempts, now):
+            limits = (self.settings.run_max_attempts, self.settings.run_lease_seconds)
+            for run_id, attempt in await runs.recover_lost_runs(self.db, *limits, now):
                 log.warning("run.lost", run_id=run_id, is_requeued=attempt is not None)
                 if attempt is None:
                     await self.events.publish(run_id, RunEvent(status=RunStatus.FAILED))
                 else:
                     await self.queue.enqueue_run(run_id, attempt)
             for run_id, attempt in await runs.list_unsent(self.db):
-                await self.queue.enqueue_run(run_id, attempt)
+                await self.queue.resend_run(run_id, attempt)
 
     async def clean_up_expired_session_files(self) -> None:
         """Delete session files that no run was given for the TTL (ADR-0039 §3)."""

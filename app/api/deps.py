@@ -10,10 +10,18 @@ from uuid import UUID
 
 import msgspec
 from litestar import Request
+from litestar.connection import ASGIConnection
 from litestar.di import NamedDependency, Provide
+from litestar.handlers.base import BaseRouteHandler
 
 from app.domain.users import Role, User
-from app.errors import CsrfFailed, Forbidden, MalformedRequest, NotAuthenticated
+from app.errors import (
+    CsrfFailed,
+    Forbidden,
+    MalformedRequest,
+    NotAuthenticated,
+    UnsupportedMediaType,
+)
 from app.usecases import accounts
 from app.wiring import Services
 
@@ -94,6 +102,15 @@ def read_wait_seconds(request: AnyRequest) -> int | None:
             if match:
                 return min(int(match.group(1)), MAX_WAIT_SECONDS)
     return None
+
+
+def require_json(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+    """Guard: a JSON body says that it is one. A form of another site cannot (CSRF)."""
+    if "data" not in handler.parsed_fn_signature.parameters:
+        return
+    media_type = connection.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaType("Skicka begäran som application/json.")
 
 
 def check_page_size(limit: int | None) -> int:

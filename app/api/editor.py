@@ -1,7 +1,7 @@
 """/editor: contributors write tools and try them out; admins publish."""
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import msgspec
@@ -18,8 +18,8 @@ from app.api.schemas import (
     EditorToolPage,
     NewToolBody,
     NewVersionBody,
-    RunView,
     SandboxActionBody,
+    SandboxRunView,
     SessionFilesView,
     ToolPatchBody,
     VersionList,
@@ -43,7 +43,7 @@ from app.wiring import Services
 
 
 @get("/tools")
-async def list_tools(
+async def list_own_tools(
     services: NamedDependency[Services],
     contributor: NamedDependency[User],
     limit: FromQuery[int | None] = None,
@@ -155,13 +155,14 @@ async def run_sandbox(
     services: NamedDependency[Services],
     contributor: NamedDependency[User],
     version_id: FromPath[UUID],
-) -> Response[RunView]:
+) -> Response[SandboxRunView]:
     """Try a version out, with the same form as a published tool; also shows what it printed."""
     _, version = await tools.get_editable_version(services.db, contributor, version_id)
     target = RunTarget(version, fixed_context=sandbox_context(version_id))
     parts = stream_form(request, services.settings)
     run_id = await services.runs.start_initial(contributor, target, parts)
-    return await answer_started(request, services, contributor, run_id)
+    answer = await answer_started(request, services, contributor, run_id)
+    return cast("Response[SandboxRunView]", answer)
 
 
 @post("/tool-versions/{version_id:uuid}/start-action", status_code=202)
@@ -222,7 +223,7 @@ async def _sandbox_key(services: Services, user: User, version_id: UUID) -> Sess
 router = Router(
     "/editor",
     route_handlers=[
-        list_tools,
+        list_own_tools,
         create_tool,
         update_tool,
         list_versions,

@@ -1,5 +1,6 @@
 """One shape for all errors: RFC 9457 problem details, the framework's own included."""
 
+import re
 from typing import Any
 
 import msgspec
@@ -53,18 +54,23 @@ def problem_response(error: AppError, headers: dict[str, str] | None = None) -> 
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return Response(
-        Problem(
-            type=f"urn:skriptoteket:problem:{error.code}",
-            title=error.title,
-            status=error.status,
-            detail=error.detail,
-            code=error.code,
-            details=error.details,
-            correlation_id=correlation_id.get(),
-        ),
+        make_problem(error, correlation_id.get()),
         status_code=error.status,
         media_type=PROBLEM_JSON,
         headers=headers,
+    )
+
+
+def make_problem(error: AppError, request_id: str | None) -> Problem:
+    """Put an error into the one shape."""
+    return Problem(
+        type=f"urn:skriptoteket:problem:{error.code}",
+        title=error.title,
+        status=error.status,
+        detail=error.detail,
+        code=error.code,
+        details=error.details,
+        correlation_id=request_id,
     )
 
 
@@ -106,13 +112,35 @@ def _translate(error: HTTPException) -> AppError:
     return AppError()
 
 
+# What msgspec says, in English, of a value; and our code for it, with the field that it names.
+_REASONS = (
+    (re.compile(r"missing required field `(?P<field>.*)`"), "missing"),
+    (re.compile(r"unknown field `(?P<field>.*)`"), "unknown_field"),
+    (re.compile(r"Missing required"), "missing"),
+    (re.compile(r"of length|[<>]="), "out_of_bounds"),
+    (re.compile(r"got `"), "wrong_type"),
+)
+
+
 def _reasons(error: ValidationException) -> list[dict[str, str]]:
     extra: Any = error.extra if isinstance(error.extra, list) else []
-    return [
-        {"field": str(item.get("key", "")), "reason": str(item.get("message", ""))}
-        for item in extra
-        if isinstance(item, dict)
-    ][:20]
+    return [_reason(item) for item in extra if isinstance(item, dict)][:20]
+
+
+def _reason(item: dict[str, Any]) -> dict[str, str]:
+    message, field = str(item.get("message", "")), str(item.get("key", ""))
+    for pattern, code in _REASONS:
+        if found := pattern.search(message):
+            inner = found.groupdict().get("field")
+            field = ".".join(filter(None, (field.removeprefix("data"), inner)))
+            return {"field": field[:100], "reason": code}
+    return {"field": field[:100], "reason": "invalid"}
+
+
+def on_undecodable(_: Request[Any, Any, Any], error: UnicodeDecodeError) -> Response[Problem]:
+    """A JSON body that is not UTF-8: the decoder of the framework lets this one through."""
+    log.info("request.undecodable", error=str(error))
+    return problem_response(MalformedRequest("Begäran är inte UTF-8."))
 
 
 def on_bug(_: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
@@ -124,5 +152,6 @@ def on_bug(_: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
 EXCEPTION_HANDLERS: dict[Any, Any] = {
     AppError: on_app_error,
     HTTPException: on_http_exception,
+    UnicodeDecodeError: on_undecodable,
     Exception: on_bug,
 }

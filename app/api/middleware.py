@@ -11,9 +11,10 @@ from app.log import correlation_id, get_log
 log = get_log(__name__)
 
 CORRELATION_HEADER = b"x-correlation-id"
-# An early answer waits this long, and for this much, so that the client can read it.
-LINGER_SECONDS = 2.0
-LINGER_BYTES = 64 * 1024 * 1024
+# An early answer waits until the client stops sending for this long, and so long in all: many
+# clients send everything before they read.
+LINGER_IDLE_SECONDS = 2.0
+LINGER_SECONDS = 30.0
 
 SECURITY_HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -102,14 +103,14 @@ class LingeringClose:
 
 
 async def _drain(receive: Any) -> None:
-    left = LINGER_BYTES
+    loop = asyncio.get_running_loop()
+    end = loop.time() + LINGER_SECONDS
     with suppress(TimeoutError):
-        async with asyncio.timeout(LINGER_SECONDS):
-            while left > 0:
+        while True:
+            async with asyncio.timeout_at(min(end, loop.time() + LINGER_IDLE_SECONDS)):
                 message = await receive()
-                if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                    return
-                left -= len(message.get("body", b""))
+            if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                return
 
 
 def _has_body(scope: Any) -> bool:

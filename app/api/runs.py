@@ -1,7 +1,8 @@
 """/runs and /start_action: steps, what came of them, and their files."""
 
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import Any
 from urllib.parse import quote
 from uuid import UUID
@@ -17,6 +18,7 @@ from app.api.deps import (
     encode_cursor,
     read_wait_seconds,
 )
+from app.api.errors import problem_response
 from app.api.schemas import (
     ActionStarted,
     ArtifactLink,
@@ -28,8 +30,9 @@ from app.api.schemas import (
 )
 from app.domain.sessions import parse_context
 from app.domain.users import User
-from app.errors import NotFound
+from app.errors import NotFound, RangeNotSatisfiable
 from app.store import runs
+from app.store.object_types import ObjectMissing
 from app.store.session_files import SessionFilesKey
 from app.usecases.runs import ActionRequest
 from app.wiring import Services
@@ -110,12 +113,13 @@ async def show_run(
     services: NamedDependency[Services],
     user: NamedDependency[User],
     run_id: FromPath[UUID],
-) -> RunView:
+) -> Response[RunView]:
     """One run with its payload; `Prefer: wait=N` waits for its end."""
     wait_seconds = read_wait_seconds(request)
     if wait_seconds is None:
-        return view_run(await services.runs.get_run(user, run_id))
-    return view_run(await services.runs.wait_for_run(user, run_id, wait_seconds))
+        return Response(view_run(await services.runs.get_run(user, run_id)))
+    run = await services.runs.wait_for_run(user, run_id, wait_seconds)
+    return Response(view_run(run), headers={"Preference-Applied": f"wait={wait_seconds}"})
 
 
 @post("/{run_id:uuid}/cancel", status_code=202)
@@ -163,26 +167,56 @@ async def download_artifact(
         "Accept-Ranges": "bytes",
         "Cache-Control": "private, no-store",
     }
-    span = _parse_range(request.headers.get("range"), size)
+    # No answer has a validator: whoever makes the range depend on one gets everything.
+    span = (
+        None if "if-range" in request.headers else parse_range(request.headers.get("range"), size)
+    )
     if span is None:
         start, end, status_code = 0, size, 200
     elif span[0] >= size:
-        return Response(None, status_code=416, headers={"Content-Range": f"bytes */{size}"})
+        error = RangeNotSatisfiable(details={"bytes": size})
+        return problem_response(error, {"Content-Range": f"bytes */{size}"})
     else:
         start, end, status_code = span[0], span[1], 206
         headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
     headers["Content-Length"] = str(end - start)
+    return Stream(
+        await _open_artifact(services, run_id, index, (start, end)),
+        status_code=status_code,
+        media_type="application/octet-stream",
+        headers=headers,
+    )
 
-    async def send() -> AsyncIterator[bytes]:
+
+async def _open_artifact(
+    services: Services, run_id: UUID, index: int, span: tuple[int, int]
+) -> AsyncIterator[bytes]:
+    """Return an artifact's bytes; what is wrong is raised here, while a status can still say it."""
+    start, end = span
+
+    async def read() -> AsyncGenerator[bytes, None]:
+        if start == end:
+            return
         async with services.artifacts.open(
             run_id, index, offset=start, length=end - start
         ) as artifact:
             async for chunk in artifact.chunks:
                 yield chunk
 
-    return Stream(
-        send(), status_code=status_code, media_type="application/octet-stream", headers=headers
-    )
+    chunks = read()
+    try:
+        first = await anext(chunks, b"")
+    except ObjectMissing:
+        # Kept for a time only (ARTIFACT_RETENTION_DAYS); the run that lists it is kept longer.
+        raise NotFound("Filen har gallrats. Kör verktyget igen för att få en ny.") from None
+
+    async def send() -> AsyncIterator[bytes]:
+        async with aclosing(chunks):
+            yield first
+            async for chunk in chunks:
+                yield chunk
+
+    return send()
 
 
 def content_disposition(path: str) -> str:
@@ -200,10 +234,10 @@ def _find_artifact(paths: list[str], wanted: str) -> int:
     raise NotFound
 
 
-def _parse_range(header: str | None, size: int) -> tuple[int, int] | None:
+def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     """Return [start, end) of a single range; None to send everything (no, odd or many ranges)."""
-    match = re.fullmatch(r"bytes=(\d{0,18})-(\d{0,18})", (header or "").strip())
-    if match is None or match.group(0) == "bytes=-":
+    match = re.fullmatch(r"bytes=([0-9]{0,18})-([0-9]{0,18})", (header or "").strip(), re.I)
+    if match is None or not any(match.groups()):
         return None
     first, last = match.groups()
     if not first:

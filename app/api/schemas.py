@@ -15,6 +15,7 @@ from app.domain.users import ApiToken, User
 
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Text = Annotated[str, Meta(max_length=20_000)]
+Revision = Annotated[int, Meta(ge=0, le=2**31 - 1)]
 
 
 class Body(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -34,14 +35,14 @@ class TokenBody(Body):
 class StartActionBody(Body):
     tool_id: UUID
     action_id: str
-    expected_state_rev: int
+    expected_state_rev: Revision
     input: dict[str, Any] = {}
     context: str | None = None
 
 
 class SandboxActionBody(Body):
     action_id: str
-    expected_state_rev: int
+    expected_state_rev: Revision
     input: dict[str, Any] = {}
 
 
@@ -65,7 +66,7 @@ class NewVersionBody(Body):
 
 
 class DraftBody(NewVersionBody, kw_only=True):
-    expected_rev: int
+    expected_rev: Revision
 
 
 class View(msgspec.Struct, kw_only=True):

@@ -18,7 +18,10 @@ from multipart import (
 )
 
 from app.errors import MalformedRequest, PayloadTooLarge, UnsupportedMediaType, UploadTooLarge
+from app.log import get_log
 from app.settings import Settings
+
+log = get_log(__name__)
 
 # Parts beside the files: fields, empty file fields, and room for a clear error about the rest.
 EXTRA_PARTS = 20
@@ -82,18 +85,11 @@ async def stream_form(request: Request[Any, Any, Any], settings: Settings) -> As
         options["boundary"], max_segment_count=settings.upload_max_files + EXTRA_PARTS
     )
     events = _parse(parser, _receive_body(request, settings.upload_idle_seconds))
-    try:
-        async for segment in events:
-            part = _Part(segment, events, settings.upload_max_field_bytes)
-            yield part
-            async for _ in part.chunks():
-                pass
-    except ParserLimitReached as error:
-        raise PayloadTooLarge(details={"reason": str(error)}) from None
-    except MultipartError as error:
-        raise MalformedRequest(
-            "Formuläret är trasigt eller avbröts.", details={"reason": str(error)}
-        ) from None
+    async for segment in events:
+        part = _Part(segment, events, settings.upload_max_field_bytes)
+        yield part
+        async for _ in part.chunks():
+            pass
 
 
 def _check_announced_length(request: Request[Any, Any, Any], settings: Settings) -> None:
@@ -109,10 +105,18 @@ def _check_announced_length(request: Request[Any, Any, Any], settings: Settings)
 async def _parse(
     parser: PushMultipartParser, chunks: AsyncIterator[bytes]
 ) -> AsyncIterator[MultipartSegment | bytes | None]:
-    with parser:
-        async for chunk in chunks:
-            for event in parser.parse(chunk):
-                yield event
+    # Translated here: most of it is met by whoever reads a part, not by who asks for the next one.
+    try:
+        with parser:
+            async for chunk in chunks:
+                for event in parser.parse(chunk):
+                    yield event
+    except ParserLimitReached as error:
+        log.info("upload.refused", reason=str(error))
+        raise PayloadTooLarge("Formuläret har för många delar.") from None
+    except MultipartError as error:
+        log.info("upload.malformed", reason=str(error))
+        raise MalformedRequest("Formuläret är trasigt eller avbröts.") from None
 
 
 async def _receive_body(

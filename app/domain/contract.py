@@ -21,7 +21,7 @@ MAX_NESTING = 256
 # two keep a hostile result below 200 MB and a second. They count the characters, strings included,
 # which is cheap and only ever too strict for results that no page could show.
 MAX_CONTAINERS = 400_000
-MAX_KEYS = 750_000
+MAX_KEYS = 600_000
 MAX_INTEGER_DIGITS = 4300  # int() refuses longer text, because its time is quadratic.
 
 # What Python's encoder writes and a strict decoder refuses, if only after reading up to it.
@@ -100,7 +100,7 @@ def _integer(text: str) -> int | float:
 
 def _is_deeper(value: Any, limit: int) -> bool:
     level = [value]
-    for _ in range(limit + 1):
+    for _ in range(limit):
         below: list[Any] = []
         for item in level:
             kind = type(item)

@@ -81,9 +81,9 @@ def parse_input_schema(raw: Any) -> InputSchema:
     try:
         fields = msgspec.convert(raw, InputSchema)
     except msgspec.ValidationError as error:
-        raise InvalidInputSchema(
-            "Formuläret är inte rätt beskrivet.", details={"reason": str(error)}
-        ) from None
+        # Where it is, as a path such as `$[2].options`; what is wrong is said in English only.
+        place = str(error).rpartition("at `")[2].rstrip("`") if "at `" in str(error) else "$"
+        raise InvalidInputSchema(details={"place": place[:200]}) from None
     problem = _schema_problem(fields)
     if problem is not None:
         raise InvalidInputSchema(problem)
@@ -132,11 +132,12 @@ def check_source(source: str, entrypoint: str) -> None:
         tree = ast.parse(source, "script.py")
     except SyntaxError as error:
         raise InvalidSource(
-            f"Syntaxfel på rad {error.lineno}: {error.msg}",
-            details={"line": error.lineno, "reason": error.msg},
+            f"Koden har ett syntaxfel på rad {error.lineno}.",
+            # What Python says of its author's code, as the author will read it in tracebacks too.
+            details={"line": error.lineno, "column": error.offset, "python_message": error.msg},
         ) from None
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise InvalidSource("Koden går inte att tolka.", details={"reason": str(error)}) from None
+    except (ValueError, RecursionError, MemoryError):
+        raise InvalidSource("Koden går inte att tolka.") from None
     if not entrypoint.isidentifier() or entrypoint not in _top_level_names(tree):
         raise InvalidSource(f"Koden saknar funktionen {entrypoint}(input_dir, output_dir).")
 

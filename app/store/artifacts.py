@@ -12,8 +12,9 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from uuid import UUID
 
+from app.store.object_types import ObjectStream
 from app.store.object_writer import ObjectWriter, WrittenObject, run_to_end
-from app.store.objects import ObjectStore, ObjectStream
+from app.store.objects import ObjectStore
 
 READ_BYTES = 1024 * 1024
 

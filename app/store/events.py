@@ -21,10 +21,17 @@ log = get_log(__name__)
 
 BACKLOG = 100  # events a slow subscriber may lag behind before it loses the oldest
 RECONNECT_SECONDS = 0.5
+# A hint is worth no more than this of a run's time.
+PUBLISH_SECONDS = 1.0
+# After so long a silence the server is asked whether it is there, and has as long to answer.
+SILENCE_SECONDS = 5.0
 
 
 class RunEvent(msgspec.Struct, frozen=True, omit_defaults=True):
-    """A run's new status, or the progress that its tool reports (fraction 0 to 1)."""
+    """A run's new status, or the progress that its tool reports (fraction 0 to 1).
+
+    An empty one says that events may have been missed: read the run again.
+    """
 
     status: str | None = None
     fraction: float | None = None
@@ -60,7 +67,8 @@ class RunEvents:
     async def publish(self, run_id: UUID, event: RunEvent) -> None:
         """Tell whoever listens; a Redis that is away is logged and otherwise ignored."""
         try:
-            await self._redis.publish(_channel(run_id), msgspec.json.encode(event))
+            async with asyncio.timeout(PUBLISH_SECONDS):
+                await self._redis.publish(_channel(run_id), msgspec.json.encode(event))
         except (RedisError, OSError) as error:
             log.warning("run.event_lost", run_id=run_id, error=str(error))
 
@@ -94,19 +102,40 @@ class RunEvents:
             try:
                 # A connection without any subscription cannot be read from.
                 await self._pubsub.subscribe("run-events")
-                async for message in self._pubsub.listen():
-                    self._deliver(message)
+                await self._deliver_all()
             except (RedisError, OSError) as error:
                 log.warning("run.events_interrupted", error=str(error))
+                if self._pubsub.connection is not None:
+                    await self._pubsub.connection.disconnect(nowait=True)
             await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def _deliver_all(self) -> None:
+        is_asked = False
+        while True:
+            # Not `listen()`: it takes a silence for a lost connection and subscribes anew, and
+            # what is said meanwhile is lost.
+            message = await self._pubsub.get_message(timeout=SILENCE_SECONDS)
+            if message is not None:
+                is_asked = False
+                self._deliver(message)
+            elif is_asked:
+                raise TimeoutError("no answer to a ping")
+            else:
+                is_asked = True
+                await self._pubsub.ping()  # type: ignore[no-untyped-call]
 
     async def aclose(self) -> None:
         await self._pubsub.aclose()  # type: ignore[no-untyped-call]
 
     def _deliver(self, message: dict[str, Any]) -> None:
+        if message["channel"] is None:
+            return  # The answer to a ping.
         subscriptions = self._subscriptions.get(message["channel"].decode(), set())
         if message["type"] == "subscribe":
             for subscription in subscriptions:
+                if subscription.ready.is_set():
+                    # Subscribed anew: nobody knows what was said in between.
+                    subscription.put(RunEvent())
                 subscription.ready.set()
         elif message["type"] == "message":
             event = msgspec.json.decode(message["data"], type=RunEvent)

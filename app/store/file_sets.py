@@ -20,7 +20,8 @@ from app.log import get_log
 from app.store.blobs import verify_stream
 from app.store.fence import CommitFence
 from app.store.manifests import Manifest, SetKey, SetRecord, decode_manifest, new_manifest
-from app.store.objects import ConditionLost, ObjectMissing, ObjectStore, ObjectTooLarge, PutAnswer
+from app.store.object_types import ConditionLost, ObjectMissing, ObjectTooLarge, PutAnswer
+from app.store.objects import ObjectStore
 
 MANIFEST_MAX_BYTES = 4 * 1024 * 1024
 WRITE_ATTEMPTS = 24

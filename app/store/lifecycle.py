@@ -10,7 +10,8 @@ from typing import Any, Literal
 import msgspec
 
 from app.settings import Settings
-from app.store.objects import NotSupported, ObjectStore, RequestRefused
+from app.store.object_types import NotSupported, RequestRefused
+from app.store.objects import ObjectStore
 
 RULE_PREFIX = "skriptoteket-"
 ABORT_RULE = f"{RULE_PREFIX}abort-uploads"

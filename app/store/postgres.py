@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import asyncpg
 import msgspec
 
-from app.errors import AppError, Conflict, SessionBusy, Unavailable
+from app.errors import AppError, Conflict, MalformedRequest, SessionBusy, Unavailable
 
 T = TypeVar("T")
 
@@ -49,6 +49,9 @@ def _own_errors() -> Iterator[None]:
         if known is None:
             raise
         raise type(known)(known.detail) from error
+    except (asyncpg.CharacterNotInRepertoireError, asyncpg.UntranslatableCharacterError) as error:
+        # NUL: the one character that JSON and addresses can hold and PostgreSQL's text cannot.
+        raise MalformedRequest("Texten innehåller ett otillåtet tecken.") from error
     except _UNAVAILABLE as error:
         raise Unavailable("database") from error
 

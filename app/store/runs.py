@@ -76,6 +76,12 @@ UPDATE tool_runs SET lease_expires_at = now() + $3::interval
 WHERE id = $1 AND lease_owner = $2 AND status = 'running' RETURNING cancel_requested
 """
 
+# The tool is through: from now on the run may fail but is never executed again (rule 11).
+MARK_RESULT = """
+UPDATE tool_runs SET has_result = true
+WHERE id = $1 AND lease_owner = $2 AND status = 'running'
+"""
+
 FIND_RUN_SESSION = "SELECT session_id FROM tool_runs WHERE id = $1"
 
 # End a run, by the holder of its lease only.
@@ -109,12 +115,15 @@ ORDER BY created_at LIMIT 500
 
 # Runs whose worker let the lease run out; locked against the other sweeps.
 LOCK_LOST_RUN = """
-SELECT id, session_id, attempt, superseded FROM tool_runs
+SELECT id, session_id, attempt, superseded, has_result FROM tool_runs
 WHERE id = $1 AND status = 'running' AND lease_expires_at < now() FOR UPDATE
 """
+# While the server was away nobody could renew a lease or write an end: after its start all have
+# the length of a lease ($1) to do so.
 LIST_LOST_RUNS = """
 SELECT id, session_id FROM tool_runs
-WHERE status = 'running' AND lease_expires_at < now() LIMIT 500
+WHERE status = 'running' AND lease_expires_at < now()
+    AND pg_postmaster_start_time() < now() - $1::interval LIMIT 500
 """
 REQUEUE_RUN = """
 UPDATE tool_runs SET status = 'queued', lease_owner = NULL, lease_expires_at = NULL WHERE id = $1
@@ -214,6 +223,11 @@ async def renew_lease(db: Executor, run_id: UUID, owner: str, lease_seconds: flo
     return None if row is None else row["cancel_requested"]
 
 
+async def mark_result(db: Executor, run_id: UUID, owner: str) -> bool:
+    """Note that the tool delivered a result. False: the lease is lost."""
+    return await db.execute(MARK_RESULT, run_id, owner) == 1
+
+
 async def finish_run(
     db: Database, run_id: UUID, owner: str, finished: FinishedRun, now: datetime
 ) -> bool:
@@ -268,20 +282,20 @@ async def list_unsent(db: Executor) -> list[tuple[UUID, int]]:
 
 
 async def recover_lost_runs(
-    db: Database, max_attempts: int, now: datetime
+    db: Database, max_attempts: int, lease_seconds: float, now: datetime
 ) -> list[tuple[UUID, int | None]]:
-    """Queue runs of dead workers again, or fail those that used up their attempts.
+    """Queue runs of dead workers again, or fail those that had a result or no attempts left.
 
     Returns (id, attempt to enqueue) for each; the attempt is None for a failed run.
     """
     recovered: list[tuple[UUID, int | None]] = []
-    for lost in await db.fetch(LIST_LOST_RUNS):
+    for lost in await db.fetch(LIST_LOST_RUNS, timedelta(seconds=lease_seconds)):
         async with db.transaction() as tx:
             await sessions.lock_session_by_id(tx, lost["session_id"])
             row = await tx.fetchrow(LOCK_LOST_RUN, lost["id"])
             if row is None:
                 continue
-            if row["attempt"] < max_attempts:
+            if row["attempt"] < max_attempts and not row["has_result"]:
                 await tx.execute(REQUEUE_RUN, row["id"])
                 recovered.append((row["id"], row["attempt"]))
             else:

@@ -21,8 +21,9 @@ from app.store.blobs import BlobUpload
 from app.store.fence import CommitFence
 from app.store.file_sets import CommitUncertain, FileSets
 from app.store.manifests import Manifest, SetKey, SetRecord
+from app.store.object_types import ObjectMissing
 from app.store.object_writer import run_to_end
-from app.store.objects import ObjectMissing, ObjectStore
+from app.store.objects import ObjectStore
 from app.store.session_sweep import SessionSweep, SweepReport, is_expired
 
 log = get_log(__name__)

@@ -18,7 +18,7 @@ import msgspec
 from app.log import get_log
 from app.store.file_sets import FileSets
 from app.store.manifests import Manifest, SetKey, SetRecord
-from app.store.objects import ObjectInfo, ObjectMissing
+from app.store.object_types import ObjectInfo, ObjectMissing
 
 FAMILY: Final = "sessions"
 MANIFESTS = f"{FAMILY}/manifests/"

@@ -115,7 +115,8 @@ class Runs:
                 await sessions.set_has_files(tx, session.id, True, now)
                 # Last, since all refusals are behind us: this PUT puts the new set in force.
                 stored = await self.session_files.store_files(upload)
-        except AppError:
+        except BaseException:
+            # Also when a node that stops cancels the request.
             if stored is not None and await self._is_certainly_absent(run.id, key.user_id):
                 await self.session_files.restore_files(stored)
             raise
@@ -258,16 +259,15 @@ class Runs:
         Holds no database connection meanwhile and polls nothing.
         """
         async with self.events.subscribe(run_id, ready_seconds=min(seconds, 2)) as updates:
-            run = await self.get_run(user, run_id)
-            if run.status.is_finished:
-                return run
-            try:
-                async with asyncio.timeout(seconds):
-                    while not _is_end(await updates.get()):
-                        pass
-            except TimeoutError:
-                pass
-        return await self.get_run(user, run_id)
+            end = asyncio.get_running_loop().time() + seconds
+            while not (run := await self.get_run(user, run_id)).status.is_finished:
+                try:
+                    async with asyncio.timeout_at(end):
+                        while not _is_reason_to_look(await updates.get()):
+                            pass
+                except TimeoutError:
+                    return await self.get_run(user, run_id)
+        return run
 
     async def cancel(self, user: User, run_id: UUID) -> None:
         """End a queued run; ask the worker of a running one to kill it.
@@ -314,5 +314,6 @@ def _check_file_count(version: ToolVersion, count: int) -> None:
         raise FilesRequired(f"Verktyget behöver minst {words}.", details={"min": field.min})
 
 
-def _is_end(event: RunEvent) -> bool:
-    return event.status is not None and RunStatus(event.status).is_finished
+def _is_reason_to_look(event: RunEvent) -> bool:
+    """Whether the run has ended, or events were missed that may have said so."""
+    return event == RunEvent() or (event.status is not None and RunStatus(event.status).is_finished)

@@ -24,7 +24,7 @@ from uuid import uuid4
 import aioboto3
 from aiobotocore.config import AioConfig
 
-from app.devstack import S3_ACCESS_KEY, S3_SECRET_KEY, _s3, free_port
+from app.devstack import S3_ACCESS_KEY, S3_SECRET_KEY, free_port, run_devstack
 from app.domain.files import UploadLimits
 from app.settings import Settings
 from app.store.object_writer import ObjectWriter
@@ -174,8 +174,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(prefix="bench-") as directory:
         root = Path(directory)
-        with _s3(root / "s3") as endpoint:
-            measure("embedded", settings_for(endpoint, S3_ACCESS_KEY, S3_SECRET_KEY), arguments)
+        with run_devstack(root / "stack") as stack:
+            where = settings_for(stack.s3_endpoint, S3_ACCESS_KEY, S3_SECRET_KEY)
+            measure("embedded", where, arguments)
         with ceph(root / "ceph") as settings:
             if settings is not None:
                 measure("ceph", settings, arguments)

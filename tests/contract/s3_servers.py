@@ -18,12 +18,8 @@ from app.devstack import S3_ACCESS_KEY, S3_SECRET_KEY, DevStack, free_port
 from app.errors import Unavailable
 from app.settings import Settings
 from app.store.fence import PostgresFence
-from app.store.objects import (
-    ConditionalWrites,
-    ObjectMissing,
-    ObjectStore,
-    open_object_store,
-)
+from app.store.object_types import ConditionalWrites, ObjectMissing
+from app.store.objects import ObjectStore, open_object_store
 from app.store.postgres import open_database
 from app.store.session_files import S3SessionFileStorage
 
@@ -185,16 +181,13 @@ class run_ceph:
         )
 
 
+# A suite that shall also run over a server without conditions says so by its own parameters.
 @pytest.fixture(
     scope="session",
-    params=[
-        pytest.param("embedded", id="embedded"),
-        pytest.param("embedded-fenced", id="embedded-fenced"),
-        pytest.param("ceph", id="ceph", marks=pytest.mark.ceph),
-    ],
+    params=["embedded", pytest.param("ceph", marks=pytest.mark.ceph)],
 )
 async def variant(request: pytest.FixtureRequest, devstack: DevStack) -> AsyncIterator[Variant]:
-    """Each server with conditional writes; and one that has none, fenced by PostgreSQL."""
+    """A server; `-fenced` is one that ignores conditions, where PostgreSQL guards the commits."""
     name, _, fenced = str(request.param).partition("-")
     server: S3Server = request.getfixturevalue(f"{name}_s3")
     async with (

@@ -15,8 +15,7 @@ from s3_servers import Nodes, Variant
 from app.errors import Unavailable
 from app.store.artifacts import ArtifactStore, artifact_key
 from app.store.lifecycle import check_lifecycle, init_storage, wanted_rules
-from app.store.object_writer import ObjectWriter
-from app.store.objects import (
+from app.store.object_types import (
     ConditionalWritesMissing,
     ConditionLost,
     NotSupported,
@@ -24,20 +23,12 @@ from app.store.objects import (
     ObjectTooLarge,
     RangeNotSatisfiable,
     RequestRefused,
-    open_object_store,
-    require_conditional_writes,
 )
+from app.store.object_writer import ObjectWriter
+from app.store.objects import open_object_store, require_conditional_writes
 from app.store.upload_buffers import PART_BYTES
 
 MIB = 1024 * 1024
-
-# The fence plays no part down here.
-pytestmark = pytest.mark.parametrize(
-    "variant",
-    ["embedded", pytest.param("ceph", marks=pytest.mark.ceph)],
-    indirect=True,
-    scope="session",
-)
 
 
 async def _read(nodes: Nodes, key: str) -> bytes:

@@ -1,15 +1,15 @@
 """Fixtures of the end-to-end tests: users who meet another node with every request."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-
-from app.devstack import free_port
-from app.dev import run_service
-from pathlib import Path
 from service import Client, Service
 from steps import Way, log_in, publish
 from tiny_tools import DO_FIELD, FILE_FIELD, REPORTER
+
+from app.dev import run_service
+from app.devstack import free_port
 
 
 @pytest.fixture(scope="session")
@@ -44,9 +44,7 @@ def reporter(service: Service, anna: Client) -> Way:
 
 
 @pytest.fixture(params=["production", "sandbox"])
-def way(
-    request: pytest.FixtureRequest, service: Service, anna: Client, admin: Client
-) -> Way:
+def way(request: pytest.FixtureRequest, service: Service, anna: Client, admin: Client) -> Way:
     """A new session with the reporter: of the published tool, then of the editor's sandbox."""
     version = publish(service, REPORTER, [FILE_FIELD, DO_FIELD])
     is_sandbox = request.param == "sandbox"
@@ -62,7 +60,7 @@ def brief_service(stacks_dir: Path) -> Iterator[Service]:
         "RUN_TIMEOUT_SECONDS": "2",
         "SANDBOX": "process",
     }
-    ports = [free_port(), free_port()]
+    ports = [free_port()]
     data_dir = stacks_dir / "brief"
     with run_service(data_dir, ports=ports, workers=1, overrides=overrides) as running:
         yield Service(running)
@@ -72,7 +70,7 @@ def brief_service(stacks_dir: Path) -> Iterator[Service]:
 def idle_service(stacks_dir: Path) -> Iterator[Service]:
     """A service without workers, where what is queued stays so, and with little patience."""
     overrides = {"RUN_MAX_UNFINISHED": "2", "LOGIN_ATTEMPTS": "3", "SANDBOX": "process"}
-    ports = [free_port(), free_port()]
+    ports = [free_port()]
     data_dir = stacks_dir / "idle"
     with run_service(data_dir, ports=ports, workers=0, overrides=overrides) as running:
         yield Service(running)

@@ -4,6 +4,7 @@ All through HTTP, each request at the next node; production and sandbox contexts
 criterion holds for both.
 """
 
+import asyncio
 import hashlib
 import io
 import json
@@ -17,11 +18,14 @@ from typing import Any
 
 import pytest
 from pypdf import PdfReader
-
-from app.usecases.seed import SCRIPT_BANK
 from service import Client, Service
 from steps import Way, list_blobs, log_in, publish
 from tiny_tools import DO_FIELD, FILE_FIELD, REPORTER, report
+
+from app.settings import load_settings
+from app.usecases.seed import SCRIPT_BANK
+from app.usecases.sessions import clean_up_expired
+from app.wiring import open_services
 
 SAMPLE = SCRIPT_BANK / "html_to_pdf_preview" / "sample"
 
@@ -85,39 +89,49 @@ def test_uploads_over_50_mb_get_a_clear_error_and_change_nothing(
     assert report(way.act())["files"] == {"kvar.txt": sha256(b"kvar")}
 
 
-@pytest.mark.parametrize("context", ["production", "sandbox"])
 def test_files_not_accessed_for_the_ttl_are_deleted_by_the_cleanup_job(
-    brief_service: Service, context: str
+    brief_service: Service,
 ) -> None:
     version = publish(brief_service, REPORTER, [FILE_FIELD, DO_FIELD])
-    is_sandbox = context == "sandbox"
-    with log_in(brief_service, "admin" if is_sandbox else "anna") as client:
-        way = Way(client, version["tool_id"], version["id"], version["slug"], is_sandbox)
-        first = way.run(files=[("a.txt", b"a"), ("b.txt", b"b")])
-        blobs = list_blobs(brief_service, way.tool_id)
-        assert len(blobs) == 2
-        assert clean_up(brief_service)["expired"] == 0, "not a moment too early"
-        assert list_blobs(brief_service, way.tool_id) == blobs
+    names = (version["tool_id"], version["id"], version["slug"])
+    with log_in(brief_service, "anna") as anna, log_in(brief_service, "admin") as admin:
+        ways = [Way(anna, *names, is_sandbox=False), Way(admin, *names, is_sandbox=True)]
+        firsts = [way.run(files=[("a.txt", b"a"), ("b.txt", b"b")]) for way in ways]
+        assert len(list_blobs(brief_service, version["tool_id"])) == 4
 
         # Looking does not prolong a file's life: else this would never end.
-        wait_until_expired(way)
+        for way in ways:
+            wait_until_expired(way)
         swept = clean_up(brief_service)
-        assert (swept["deleted_sets"], swept["deleted_files"], swept["deleted_bytes"]) == (1, 2, 2)
-        assert list_blobs(brief_service, way.tool_id) == []
+        assert (swept["deleted_sets"], swept["deleted_files"], swept["deleted_bytes"]) == (2, 4, 4)
+        assert list_blobs(brief_service, version["tool_id"]) == []
 
-        before = way.session()
-        answer = way.send_action()
-        assert answer.status_code == 410
-        assert answer.json()["code"] == "session_files_expired"
-        assert "Ladda upp dem igen" in answer.json()["detail"]
+        for way, first in zip(ways, firsts, strict=True):
+            before = way.session()
+            answer = way.send_action()
+            assert answer.status_code == 410
+            assert answer.json()["code"] == "session_files_expired"
+            assert "Ladda upp dem igen" in answer.json()["detail"]
 
-        assert way.session() == before
-        assert before["state"]["steps"] == ["start"]
-        assert [action["action_id"] for action in before["next_actions"]] == ["next"]
-        assert way.get_run(first["run_id"])["ui_payload"] == first["ui_payload"]
+            assert way.session() == before
+            assert before["state"]["steps"] == ["start"]
+            assert [action["action_id"] for action in before["next_actions"]] == ["next"]
+            assert way.get_run(first["run_id"])["ui_payload"] == first["ui_payload"]
 
-        way.run(files=[("c.txt", b"c")])
-        assert report(way.act())["files"] == {"c.txt": sha256(b"c")}
+            way.run(files=[("c.txt", b"c")])
+            assert report(way.act())["files"] == {"c.txt": sha256(b"c")}
+            way.clear()
+
+
+def test_the_cleanup_job_leaves_files_alone_before_their_time(service: Service, way: Way) -> None:
+    way.run(files=[("a.txt", b"a")])
+
+    async def sweep() -> None:
+        async with open_services(load_settings(service.running.environment)) as services:
+            await clean_up_expired(services.db, services.session_files)
+
+    asyncio.run(sweep())
+    assert report(way.act())["files"] == {"a.txt": sha256(b"a")}
 
 
 def test_injection_counts_as_access(brief_service: Service) -> None:
@@ -132,6 +146,7 @@ def test_injection_counts_as_access(brief_service: Service) -> None:
         second = way.saved()
         assert second["last_accessed_at"] > first["last_accessed_at"]
         assert second["expires_at"] > first["expires_at"]
+        way.clear()
 
 
 @pytest.mark.parametrize("context", ["production", "sandbox"])

@@ -7,7 +7,6 @@ import hashlib
 from typing import Any
 
 import pytest
-
 from service import Client, Service
 from steps import Way, list_blobs, publish
 from tiny_tools import FILE_FIELD, STYLED, report

@@ -1,4 +1,4 @@
-"""A service whose parts may be killed, stalled and started again, and direct looks at its stores."""
+"""A service whose parts may be killed, stalled and started again; direct looks at its stores."""
 
 import asyncio
 import os
@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from email.utils import format_datetime, parsedate_to_datetime
@@ -21,6 +21,7 @@ import asyncpg
 import httpx
 from redis import Redis
 from redis.exceptions import RedisError
+from service import Client, Service
 
 from app.dev import DEV_USERS, DevService
 from app.devstack import end_with_parent, free_port
@@ -31,7 +32,6 @@ from app.store.postgres import open_database
 from app.store.session_files import S3SessionFileStorage
 from app.store.session_sweep import SweepReport
 from app.usecases.sessions import clean_up_expired
-from service import Client, Service
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 30
@@ -81,30 +81,49 @@ class Cluster:
 
     service: DevService
     _tokens: dict[str, str] = field(default_factory=dict)
+    # Servers that were started again, by name: their first processes are no more.
+    _restarted: dict[str, "subprocess.Popen[bytes]"] = field(default_factory=dict)
 
     # --- parts ----------------------------------------------------------------------------
 
     @contextmanager
     def node(self, **settings: str) -> Iterator[Process]:
         """Run another API node with settings of its own; ready when the block begins."""
-        port = free_port()
-        process = self._spawn(["app.cli", "api", "--port", str(port)], settings)
-        process.url = f"http://127.0.0.1:{port}"
-        try:
-            eventually(lambda: _is_ready(process), seconds=60)
-            yield process
-        finally:
-            process.stop()
+        with self.nodes(1, **settings) as processes:
+            yield processes[0]
+
+    @contextmanager
+    def nodes(self, count: int, **settings: str) -> Iterator[list[Process]]:
+        processes = []
+        with ExitStack() as stack:
+            for _ in range(count):
+                port = free_port()
+                process = self._spawn(["app.cli", "api", "--port", str(port)], settings)
+                stack.callback(process.stop)
+                process.url = f"http://127.0.0.1:{port}"
+                processes.append(process)
+            eventually(lambda: all(_is_ready(process) for process in processes), seconds=60)
+            yield processes
 
     @contextmanager
     def worker(self, **settings: str) -> Iterator[Process]:
         """Run another worker with settings of its own; it takes jobs when the block begins."""
-        process = self._spawn(["workers.main"], settings)
-        try:
-            eventually(lambda: process.has_logged("worker.started"), seconds=60)
-            yield process
-        finally:
-            process.stop()
+        with self.workers(1, **settings) as processes:
+            yield processes[0]
+
+    @contextmanager
+    def workers(self, count: int, **settings: str) -> Iterator[list[Process]]:
+        processes = []
+        with ExitStack() as stack:
+            for _ in range(count):
+                process = self._spawn(["workers.main"], settings)
+                stack.callback(process.stop)
+                processes.append(process)
+            eventually(
+                lambda: all(process.has_logged("worker.started") for process in processes),
+                seconds=60,
+            )
+            yield processes
 
     def _spawn(self, module: list[str], settings: dict[str, str]) -> Process:
         log_path = self.service.stack.data_dir / "logs" / f"{uuid4()}.log"
@@ -179,6 +198,10 @@ class Cluster:
         """Delete objects past the service."""
         self._in_bucket(lambda objects: objects.delete(keys))
 
+    def put_object(self, key: str, body: bytes) -> None:
+        """Write an object past the service."""
+        self._in_bucket(lambda objects: objects.put(key, body))
+
     def _in_bucket(self, work: Callable[[ObjectStore], Any]) -> Any:
         async def run() -> Any:
             async with open_object_store(load_settings(self.service.environment)) as objects:
@@ -215,6 +238,8 @@ class Cluster:
 
     def server_pid(self, name: str) -> int:
         stack = self.service.stack
+        if name in self._restarted:
+            return self._restarted[name].pid
         match name:
             case "s3":
                 return stack.s3_pid
@@ -246,18 +271,20 @@ class Cluster:
             for item in process.joinpath("environ").read_bytes().split(b"\0")
             if b"=" in item
         )
-        directory, owner = os.readlink(process / "cwd"), process.stat()
+        directory, owner = process.joinpath("cwd").readlink(), process.stat()
         if name == "redis":
             # It writes its title over its command line and environment.
-            command = [os.fsencode(os.readlink(process / "exe")), b"valkey.conf"]
+            command = [os.fsencode(process.joinpath("exe").readlink()), b"valkey.conf"]
             environment = None
         # PostgreSQL's children outlive a SIGKILL for a moment; this is its own sudden end.
         os.kill(pid, signal.SIGQUIT if name == "postgres" else signal.SIGKILL)
         eventually(lambda: not _is_alive(pid))
+        if name in self._restarted:
+            self._restarted[name].wait()
         try:
             yield
         finally:
-            subprocess.Popen(
+            self._restarted[name] = subprocess.Popen(
                 command,
                 env=environment,
                 cwd=directory,
@@ -269,6 +296,12 @@ class Cluster:
                 preexec_fn=end_with_parent,
             )
             eventually(self._all_answer)
+
+    def close(self) -> None:
+        """End the servers that were started again: their first owners do not know them."""
+        for process in self._restarted.values():
+            process.terminate()
+            process.wait()
 
     def _all_answer(self) -> bool:
         try:

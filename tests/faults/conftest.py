@@ -1,13 +1,13 @@
 """One cluster for all tests of faults; a test that kills a part of it starts that part itself."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from cluster import Cluster, Process
 
 from app.dev import run_service
-from cluster import Cluster, Process
 
 SETTINGS = {
     "SANDBOX": "process",
@@ -24,19 +24,23 @@ SETTINGS = {
 @pytest.fixture(scope="session")
 def cluster(stacks_dir: Path) -> Iterator[Cluster]:
     """The servers alone: nodes and workers are fixtures of their own."""
-    with run_service(stacks_dir / "faults", ports=[], workers=0, overrides=SETTINGS) as service:
-        yield Cluster(service)
+    data_dir = stacks_dir / "faults"
+    with (
+        run_service(data_dir, ports=[], workers=0, overrides=SETTINGS) as service,
+        closing(Cluster(service)) as cluster,
+    ):
+        yield cluster
 
 
 @pytest.fixture(scope="session")
 def nodes(cluster: Cluster) -> Iterator[list[Process]]:
     """Two API nodes that nobody kills."""
-    with ExitStack() as stack:
-        yield [stack.enter_context(cluster.node()) for _ in range(2)]
+    with cluster.nodes(2) as processes:
+        yield processes
 
 
 @pytest.fixture(scope="session")
 def workers(cluster: Cluster) -> Iterator[list[Process]]:
     """Two workers that nobody kills."""
-    with ExitStack() as stack:
-        yield [stack.enter_context(cluster.worker()) for _ in range(2)]
+    with cluster.workers(2) as processes:
+        yield processes

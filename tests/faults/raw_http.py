@@ -15,9 +15,7 @@ END = f"--{BOUNDARY}--\r\n".encode()
 def part(name: str, filename: str | None = None) -> bytes:
     """The head of a part; its content follows, then CRLF."""
     file = "" if filename is None else f'; filename="{filename}"'
-    return (
-        f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n'
-    ).encode()
+    return (f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"{file}\r\n\r\n').encode()
 
 
 def form(files: Iterable[tuple[str, int]], **fields: str) -> Iterator[bytes]:
@@ -69,11 +67,14 @@ class RawUpload:
     def close(self) -> None:
         self._socket.close()
 
-    def send(self, data: bytes) -> None:
-        if data:
-            head, tail = (b"%x\r\n" % len(data), b"\r\n") if self._is_chunked else (b"", b"")
-            self._socket.sendall(head + data + tail)
-            self.sent_bytes += len(data)
+    def send(self, data: bytes | memoryview) -> None:
+        if not data:
+            return
+        if self._is_chunked:
+            self._socket.sendall(b"%x\r\n%b\r\n" % (len(data), data))
+        else:
+            self._socket.sendall(data)
+        self.sent_bytes += len(data)
 
     def finish(self) -> None:
         if self._is_chunked:
@@ -108,7 +109,9 @@ class RawUpload:
         if not gap:
             return None
         status_line, *lines = head.decode("latin-1").split("\r\n")
-        headers = {name.lower(): value.strip() for name, _, value in (x.partition(":") for x in lines)}
+        headers = {
+            name.lower(): value.strip() for name, _, value in (x.partition(":") for x in lines)
+        }
         if len(body) < int(headers["content-length"]):
             return None
         return int(status_line.split()[1]), headers, json.loads(body)

@@ -3,7 +3,6 @@
 from hashlib import sha256
 
 import pytest
-
 from cluster import Cluster, Process, eventually
 from raw_http import RawUpload, form, part
 from tools import TELL, TELL_SCHEMA, seen_by
@@ -137,4 +136,3 @@ def test_upload_without_s3_is_answered_503_and_changes_nothing(
         # A request that S3 takes up after its stall was never confirmed: the sweep's to find.
         if fault == "down":
             assert {key.rpartition("/")[2] for key in cluster.blobs(tool_id)} == names
-

@@ -255,16 +255,18 @@ def test_a_page_as_deep_as_allowed_is_converted(run: Run, engine: str) -> None:
 
 def test_broken_images_are_left_out_and_named(run: Run, engine: str) -> None:
     files: Files = {
-        "a.html": "<p>text<img src=trasig.png><img src=halv.jpg><img src=bomb.png><img src=a.svg>",
+        "a.html": "<p>text<img src=trasig.png><img src=halv.jpg><img src=bomb.png><img src=a.svg><img src=b.svg>",
         "trasig.png": b"\x89PNG\r\n\x1a\nnope",
         "halv.jpg": make_image(300, "JPEG", noise=True)[:20_000],
         "bomb.png": _png_claiming(60_000),
         "a.svg": "<svg><!-- not closed",
+        "b.svg": "<svg><rect/></svg>",
     }
     result = run(files, **A4)
     assert "text" in result.text
     assert (
-        "Gick inte att läsa som bild eller stilmall: trasig.png, bomb.png, a.svg." in result.notices
+        "Gick inte att läsa som bild eller stilmall: trasig.png, bomb.png, a.svg, b.svg."
+        in result.notices
     )
     assert run(files).previews
 
@@ -380,6 +382,7 @@ def test_one_bad_page_does_not_stop_the_others(run: Run, engine: str) -> None:
         ({"a.html": make_image()}, "utan en bild"),
         ({"a.html": b"MIME-Version: 1.0\nContent-Type: multipart/related;\n"}, "webbarkiv"),
         ({"a.html": "<p>" + "x" * 8_000_001}, "för stor"),
+        ({"a.html": "<p>rad</p>" * 100_000}, "för lång"),
         ({"a.html": "<div>" * 5000 + "x"}, "för många element inuti varandra"),
     ],
 )

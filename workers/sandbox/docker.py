@@ -42,6 +42,9 @@ UID = 10001
 TEMP_BYTES = 128 * 1024 * 1024
 OPEN_FILES = 1024
 STDERR_KEEP_BYTES = 8 * 1024
+DEFAULT_SOCKET = "unix:///var/run/docker.sock"
+CONNECT_SECONDS = 5
+ENGINE_SECONDS = 60
 REMOVE_SECONDS = 30.0
 
 # What each limit needs of the kernel, as the engine's info names it.
@@ -74,7 +77,7 @@ class DockerSandbox:
     async def start(self) -> None:
         """Connect to the engine that DOCKER_HOST names, and look for the image."""
         try:
-            self._client = client = await self._call(docker.APIClient, **_client_settings())
+            self._client = client = await self._call(_connect)
             info = await self._call(client.info)
             await self._call(client.inspect_image, self._image)
         except ImageNotFound:
@@ -97,8 +100,6 @@ class DockerSandbox:
         name = f"skriptoteket-{uuid.uuid4().hex}"
         try:
             return await self._run(self._client, name, job, spool, on_progress)
-        except _ENGINE_ERRORS as error:
-            raise SandboxUnavailable(f"the Docker engine failed: {error}") from error
         finally:
             await self._remove(self._client, name)
 
@@ -116,14 +117,14 @@ class DockerSandbox:
         spool: Path,
         on_progress: ProgressCallback | None,
     ) -> SandboxResult:
-        await self._call(self._create, client, name, job)
+        await self._ask(self._create, client, name, job)
         async with _Attached() as streams:
-            await self._call(streams.attach, client, name)
+            await self._ask(streams.attach, client, name)
             await streams.open()
-            await self._call(client.start, name)
+            await self._ask(client.start, name)
             try:
                 result = await exchange(
-                    job, streams, streams.writer, spool=spool, alone=True, on_progress=on_progress
+                    job, streams, streams.stdin, spool=spool, alone=True, on_progress=on_progress
                 )
             except RunnerNotStarted as error:
                 said = streams.stderr.decode("utf-8", "replace")
@@ -192,9 +193,11 @@ class DockerSandbox:
 
     async def _was_out_of_memory(self, client: docker.APIClient, name: str) -> bool:
         try:
-            state = (await self._call(client.inspect_container, name))["State"]
-        except NotFound:
-            return False
+            state = (await self._ask(client.inspect_container, name))["State"]
+        except SandboxUnavailable as error:
+            if isinstance(error.__cause__, NotFound):  # its `--rm` was faster
+                return False
+            raise  # the engine went away, and the run with it
         return bool(state.get("OOMKilled"))
 
     async def _remove(self, client: docker.APIClient, name: str) -> None:
@@ -217,6 +220,13 @@ class DockerSandbox:
             else:
                 return
 
+    async def _ask(self, function: Callable[..., T], *args: Any) -> T:
+        """Call the engine for a run. Raises SandboxUnavailable when that fails."""
+        try:
+            return await self._call(function, *args)
+        except _ENGINE_ERRORS as error:
+            raise SandboxUnavailable(f"the Docker engine failed: {error}") from error
+
     async def _call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Run a blocking call in a thread, to its end also when this task is cancelled."""
         loop = asyncio.get_running_loop()
@@ -232,6 +242,7 @@ class _Attached:
 
     def __init__(self) -> None:
         self._connection: socket.socket | None = None
+        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
         self._left = 0
         self.stderr = bytearray()
 
@@ -249,19 +260,28 @@ class _Attached:
         assert self._connection is not None, "attach comes first"
         self._connection.setblocking(False)
         if self._connection.family == socket.AF_UNIX:
-            streams = await asyncio.open_unix_connection(sock=self._connection)
+            self._streams = await asyncio.open_unix_connection(sock=self._connection)
         else:
-            streams = await asyncio.open_connection(sock=self._connection)
-        self._reader, self.writer = streams
+            self._streams = await asyncio.open_connection(sock=self._connection)
 
     async def __aenter__(self) -> "_Attached":
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if hasattr(self, "writer"):
-            self.writer.transport.abort()  # unsent input is of no use to anyone
+        if self._streams is not None:
+            self.stdin.transport.abort()  # unsent input is of no use to anyone
         elif self._connection is not None:
             self._connection.close()
+
+    @property
+    def stdin(self) -> asyncio.StreamWriter:
+        assert self._streams is not None, "open comes first"
+        return self._streams[1]
+
+    @property
+    def _received(self) -> asyncio.StreamReader:
+        assert self._streams is not None, "open comes first"
+        return self._streams[0]
 
     async def readexactly(self, n: int, /) -> bytes:
         """Read `n` bytes of stdout. Raises asyncio.IncompleteReadError at the end of the stream."""
@@ -269,19 +289,19 @@ class _Attached:
         while len(data) < n:
             if self._left == 0:
                 self._left = await self._skip_to_stdout()
-            piece = await self._reader.readexactly(min(self._left, n - len(data)))
+            piece = await self._received.readexactly(min(self._left, n - len(data)))
             self._left -= len(piece)
             data += piece
         return bytes(data)
 
     async def _skip_to_stdout(self) -> int:
         while True:
-            head = await self._reader.readexactly(8)
+            head = await self._received.readexactly(8)
             length = int.from_bytes(head[4:], "big")
             if head[0] == 1:
                 return length
             while length:
-                piece = await self._reader.readexactly(min(length, 64 * 1024))
+                piece = await self._received.readexactly(min(length, 64 * 1024))
                 length -= len(piece)
                 self.stderr += piece[: STDERR_KEEP_BYTES - len(self.stderr)]
 
@@ -297,6 +317,12 @@ def _make_environment(limits: SandboxLimits) -> dict[str, str]:
     }
 
 
-def _client_settings() -> dict[str, Any]:
+def _connect() -> docker.APIClient:
     settings: dict[str, Any] = docker.utils.kwargs_from_env()
-    return {**settings, "version": "auto", "timeout": 60}
+    _, is_socket, path = settings.get("base_url", DEFAULT_SOCKET).partition("unix://")
+    if is_socket:
+        # Tried by hand first: the SDK forgets to close its socket when nobody is there.
+        with socket.socket(socket.AF_UNIX) as attempt:
+            attempt.settimeout(CONNECT_SECONDS)
+            attempt.connect(path)
+    return docker.APIClient(**settings, version="auto", timeout=ENGINE_SECONDS)

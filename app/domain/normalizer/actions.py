@@ -40,7 +40,7 @@ def normalize_actions(
 def _identify(raw: list[Any], place: Place) -> list[Candidate]:
     max_bytes = place.policy.max_name_bytes
     found: list[Candidate] = []
-    for item in raw:
+    for item in [item for item in raw if type(item) is dict]:
         name = place.name(item, "action_id", max_bytes)
         if name is not None:
             found.append((name, item))

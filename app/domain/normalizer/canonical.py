@@ -29,7 +29,7 @@ FLOAT_LIMIT = 1e16
 SAFE_INTEGER = 2**53
 MAX_INTEGER_BITS = 14_280  # 4299 digits; int() and str() refuse more than 4300.
 
-_REMOVED = re.compile("[\x00\ud800-\udfff]")
+REMOVED = re.compile("[\x00\ud800-\udfff]")
 _LONG_TEXT = 200  # From here on encoding is faster than searching, if not for its exception.
 
 Tally = Counter[str]
@@ -109,7 +109,7 @@ def clean_text(text: str, tally: Tally) -> str:
     """Return the text without NUL, which PostgreSQL refuses, and without lone surrogates."""
     if _is_clean(text):
         return text
-    cleaned = _REMOVED.sub("", text)
+    cleaned = REMOVED.sub("", text)
     tally["character_removed"] += len(text) - len(cleaned)
     return cleaned
 
@@ -118,7 +118,7 @@ def _is_clean(text: str) -> bool:
     if text.isascii():
         return "\x00" not in text
     if len(text) < _LONG_TEXT:
-        return _REMOVED.search(text) is None
+        return REMOVED.search(text) is None
     try:
         text.encode()
     except UnicodeEncodeError:

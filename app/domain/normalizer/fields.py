@@ -15,10 +15,11 @@ def build_fields(raw_fields: list[Any], place: Place) -> list[dict[str, Any]]:
     """Return the usable fields in their order: of equal names the first, of too many the first."""
     policy = place.policy
     fields: dict[str, dict[str, Any]] = {}
-    lost = Counter[str]()
-    for raw in raw_fields:
+    objects = [raw for raw in raw_fields if type(raw) is dict]
+    lost = Counter(invalid=len(raw_fields) - len(objects))
+    for raw in objects:
         name = place.name(raw, "name", policy.max_name_bytes)
-        kind = raw.get("kind") if name is not None else None
+        kind = raw.get("kind")
         if name is None or type(kind) is not str or kind not in policy.field_kinds:
             lost["invalid"] += 1
         elif name in fields:
@@ -34,7 +35,7 @@ def build_fields(raw_fields: list[Any], place: Place) -> list[dict[str, Any]]:
         place.note(
             "field_invalid",
             f"{lost['invalid']} av {given} fält togs bort, för att namn, sort eller alternativ "
-            "saknas eller inte går att använda",
+            f"saknas eller inte går att använda (namn: högst {policy.max_name_bytes} byte)",
         )
     if lost["duplicate"]:
         place.note(
@@ -76,8 +77,9 @@ def _build_options(raw_options: list[Any], kind: str, place: Place) -> list[dict
     policy = place.policy
     cap = policy.max_enum_options if kind == "enum" else policy.max_multi_enum_options
     options: dict[str, str] = {}
-    lost = Counter[str]()
-    for raw in raw_options:
+    objects = [raw for raw in raw_options if type(raw) is dict]
+    lost = Counter(invalid=len(raw_options) - len(objects))
+    for raw in objects:
         value = place.name(raw, "value", policy.max_option_value_bytes, min_bytes=0)
         if value is None:
             lost["invalid"] += 1
@@ -128,7 +130,7 @@ def build_prefill(raw: Any, names: set[str], place: Place) -> dict[str, Any]:
         place.note(
             "prefill_invalid",
             f"{lost} av {len(raw)} förifyllda värden togs bort, för att fältet saknas eller värdet "
-            "är för långt eller av fel sort",
+            f"är av fel sort eller längre än {place.policy.max_prefill_text_bytes} byte",
         )
     return prefill
 

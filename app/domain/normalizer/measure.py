@@ -88,6 +88,20 @@ def _is_unclean_number(value: Any) -> bool:
     return False
 
 
+def is_deeper(value: Any, depth: int) -> bool:
+    """Tell whether lists and objects are nested more than `depth` deep; looks no deeper."""
+    if type(value) not in _CONTAINERS:
+        return False
+    if depth == 0:
+        return True
+    children = value.values() if type(value) is dict else value
+    return any(
+        is_deeper(child, depth - 1)
+        for child in children
+        if type(child) in _CONTAINERS and (child or depth == 1)
+    )
+
+
 def encode_raw(value: Any, found: Measure) -> bytes | None:
     """Return a raw value as JSON, or None where the encoder cannot write it."""
     if found.depth > _MAX_DEPTH or not found.complete:

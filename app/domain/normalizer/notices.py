@@ -92,12 +92,14 @@ class Place:
     def clean(self, text: str) -> str:
         return clean_text(text, self.tally)
 
-    def name(self, raw: Any, member: str, max_bytes: int, *, min_bytes: int = 1) -> str | None:
+    def name(
+        self, raw: dict[str, Any], member: str, max_bytes: int, *, min_bytes: int = 1
+    ) -> str | None:
         """Return a cleaned name within its cap, or None. Names are never shortened.
 
         A shortened one would be another name, which the tool would not find again.
         """
-        name = raw.get(member) if type(raw) is dict else None
+        name = raw.get(member)
         if type(name) is not str or len(name) > max_bytes:
             return None
         name = self.clean(name)

@@ -7,12 +7,12 @@ from collections import defaultdict
 from typing import Any
 
 from app.domain.normalizer.canonical import (
+    REMOVED,
     Tally,
     canonical_json,
-    clean_text,
     clean_value,
 )
-from app.domain.normalizer.measure import clean_measured, measure
+from app.domain.normalizer.measure import Measure, clean_measured, is_deeper, measure
 from app.domain.normalizer.notices import NoticeLog, Place, quote
 from app.domain.policy import UiPolicy
 
@@ -37,7 +37,7 @@ def normalize_state(raw: Any, policy: UiPolicy, log: NoticeLog) -> dict[str, Any
         place.tally["value_not_json"] += len(raw) - len(state)
     found = measure(state, policy.max_state_bytes)
     if found.depth > policy.max_json_depth or not found.complete:
-        state = _drop_deep(state, place)
+        state = _drop_deep(state, found, place)
     if found.oversize:
         # Before cleaning, which takes longer than weighing and would be done in vain.
         state = _fit_bytes(state, place)
@@ -46,20 +46,15 @@ def normalize_state(raw: Any, policy: UiPolicy, log: NoticeLog) -> dict[str, Any
     return _fit_keys(_fit_bytes(state, place), place)
 
 
-def _drop_deep(state: dict[str, Any], place: Place) -> dict[str, Any]:
+def _drop_deep(state: dict[str, Any], found: Measure, place: Place) -> dict[str, Any]:
     cap = place.policy.max_json_depth
-    deep: dict[str, int] = {}
-    for key, value in state.items():
-        if type(value) is list or type(value) is dict:
-            depth = 1 + measure(value, place.policy.max_state_bytes).depth
-            if depth > cap:
-                deep[key] = depth
-    if not deep:
+    kept = [key for key, value in state.items() if not is_deeper(value, cap - 1)]
+    if len(kept) == len(state):
         return state
-    kept = [key for key in state if key not in deep]
+    least = "" if found.complete else "minst "
     place.note(
         "state_too_deep",
-        f"{max(deep.values())} nivåer, högst {cap} sparas: " + _list_dropped(state, deep, kept),
+        f"{least}{found.depth} nivåer, högst {cap} sparas: " + _list_dropped(state, {}, kept),
     )
     return {key: state[key] for key in kept}
 
@@ -96,13 +91,12 @@ def _fit_keys(state: dict[str, Any], place: Place) -> dict[str, Any]:
 def _weigh(state: dict[str, Any], place: Place) -> dict[str, int]:
     """Return the canonical bytes of each entry: key, colon, value and a comma."""
     sizes = {}
-    unused = Tally()
     for key, value in state.items():
         # Most keys need neither cleaning nor escapes, and a hostile state has a million of them.
         if key.isascii() and key.isalnum():
             size = len(key) + 4
         else:
-            size = len(canonical_json(clean_text(key, unused))) + 2
+            size = len(canonical_json(REMOVED.sub("", key))) + 2
         try:
             sizes[key] = size + len(canonical_json(value))
         except (ValueError, TypeError, RecursionError):
@@ -150,5 +144,5 @@ def _list_dropped(state: dict[str, Any], sizes: dict[str, int], kept: list[str])
     said = f"{count} av {len(state)} nycklar sparades inte"
     if count > _LISTED_KEYS:
         return said
-    names = sorted(state.keys() - set(kept), key=lambda name: (-sizes[name], name))
+    names = sorted(state.keys() - set(kept), key=lambda name: (-sizes.get(name, 0), name))
     return f"{said} ({', '.join(quote(name) for name in names)})"

@@ -28,15 +28,16 @@ def build_table(raw: dict[str, Any], place: Place) -> dict[str, Any]:
     return {
         "kind": "table",
         "columns": [{"key": column.key, "label": column.label} for column in columns],
-        "rows": _build_rows(raw_rows, columns, place),
+        "rows": _build_rows(raw_rows, columns, len(raw_columns), place),
     }
 
 
 def _build_columns(raw_columns: list[Any], place: Place) -> list[_Column]:
     policy = place.policy
     columns: dict[str, _Column] = {}
-    lost = Counter[str]()
-    for raw in raw_columns:
+    objects = [raw for raw in raw_columns if type(raw) is dict]
+    lost = Counter(invalid=len(raw_columns) - len(objects))
+    for raw in objects:
         key = place.name(raw, "key", policy.max_key_bytes)
         if key is None:
             lost["invalid"] += 1
@@ -68,7 +69,9 @@ def _build_columns(raw_columns: list[Any], place: Place) -> list[_Column]:
     return list(columns.values())
 
 
-def _build_rows(raw_rows: list[Any], columns: list[_Column], place: Place) -> list[dict[str, Any]]:
+def _build_rows(
+    raw_rows: list[Any], columns: list[_Column], column_count: int, place: Place
+) -> list[dict[str, Any]]:
     cap = place.policy.max_table_rows
     rows: list[dict[str, Any]] = []
     lost = Counter[str]()
@@ -94,7 +97,8 @@ def _build_rows(raw_rows: list[Any], columns: list[_Column], place: Place) -> li
             f"{lost['long']} celler är längre än {place.policy.max_cell_bytes} byte och kortades, "
             f"den längsta är {lost['longest']} byte",
         )
-    if lost["unknown"]:
+    # Where columns were dropped their cells went with them, and that has been said.
+    if lost["unknown"] and len(columns) == column_count:
         place.note(
             "table_cells_unknown",
             f"{lost['unknown']} celler hör inte till någon kolumn och visas inte",

@@ -119,6 +119,9 @@ class _Check:
                 self._defined.update(value)
                 for dataset in value.values():
                     self._visit_rows(dataset)
+                    if type(dataset) is dict:
+                        self._parts += 1
+                        pending.append(node._replace(value=dataset, key=key))
             elif type(value) is str:
                 self._visit_text(value, node.in_config)
             elif type(value) is dict or type(value) is list:
@@ -144,6 +147,7 @@ class _Check:
             self._forbidden.add("vega_data_not_inline")
             return
         others = {key: value for key, value in source.items() if key != "values"}
+        self._parts += 1
         pending.append(_Node(others, "data", node.depth, node.copies, node.in_config))
         name = source.get("name")
         if "values" in source:

@@ -9,7 +9,6 @@ reaches a network, whatever the engine would do with it.
 
 import base64
 import io
-
 import re
 import secrets
 import sys
@@ -43,7 +42,11 @@ from skriptoteket_toolkit import (
     progress,
 )
 
+# Long lists of words read best as words.
+# ruff: noqa: SIM905
 PAGE_MAX_BYTES = 8_000_000
+# Laying out takes about a minute for this much text; a run has two.
+PAGE_TEXT_MAX_BYTES = 800_000
 PAGE_MAX_DEPTH = 200
 IMAGE_MAX_PIXELS = 80_000_000
 # The platform keeps at most 96 KiB of HTML in one output, and 768 KiB of everything.
@@ -85,6 +88,8 @@ ATTRIBUTES = frozenset(
     rows rowspan rules scope selected size span start summary text title type valign value vlink
     vspace width""".split()
 )
+OWN_ATTRIBUTE = re.compile(r"(data|aria)-[a-z0-9-]+")
+SVG_ATTRIBUTE = re.compile(r"[A-Za-z][A-Za-z0-9-]*")  # those with addresses are seen to before
 TABLE_SELECTOR = re.compile(r"\b(table|td|th|col)\b")
 LINK_SCHEMES = ("http", "https", "mailto", "tel")
 MAGIC = (
@@ -244,8 +249,8 @@ class PageWriter:
         self._text_max_bytes = text_max_bytes
         self._style_max_bytes = style_max_bytes
         self._assets: dict[str, Asset | None] = {}
+        self.written_bytes = 0
         self._parts: list[str] = []
-        self._bytes = 0
 
     def write_page(self, root: ET.Element, head_start: str = "", head_end: str = "") -> str:
         """Return the page as HTML text, with our own markup first and last in its head."""
@@ -389,8 +394,10 @@ class PageWriter:
         media_type = sniff(data)
         if media_type is None and re.search(rb"<svg[\s>]|<\w+:svg[\s>]", data[:4096]):
             try:
-                root = ET.fromstring(data)  # noqa: S314 - expat reads no external entities
+                root = ET.fromstring(data)  # expat reads no external entities
             except (ET.ParseError, ValueError):
+                return None
+            if root.tag != f"{SVG_NS}svg":
                 return None
             writer = PageWriter(Uploads([]), _place_inside_svg)
             writer.left_out = self.left_out
@@ -467,8 +474,11 @@ class PageWriter:
         if not text or self.truncated:
             return
         self.visible += len(text.strip())
-        if self._text_max_bytes is not None and self._bytes + len(text) > self._text_max_bytes:
-            text = text[: max(self._text_max_bytes - self._bytes, 0)]
+        if (
+            self._text_max_bytes is not None
+            and self.written_bytes + len(text) > self._text_max_bytes
+        ):
+            text = text[: max(self._text_max_bytes - self.written_bytes, 0)]
             self.truncated = True
         self._emit(escape(text, quote=False))
 
@@ -497,9 +507,7 @@ class PageWriter:
                 if self._simple_css and tag == "img":
                     tokens = _drop_percent_sizes(tokens)
                 attributes[name] = tinycss2.serialize(tokens)
-            elif name in ATTRIBUTES or re.fullmatch(r"(data|aria)-[a-z0-9-]+", name):
-                attributes[name] = value
-            elif svg and re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", name):
+            elif name in ATTRIBUTES or (SVG_ATTRIBUTE if svg else OWN_ATTRIBUTE).fullmatch(name):
                 attributes[name] = value
         if xml and tag == "svg":
             attributes["xmlns"] = SVG_NS[1:-1]
@@ -520,9 +528,9 @@ class PageWriter:
 
     def _emit(self, markup: str) -> None:
         self._parts.append(markup)
-        self._bytes += len(markup.encode("utf-8", "replace"))
+        self.written_bytes += len(markup.encode("utf-8", "replace"))
         limit = self._text_max_bytes
-        self.truncated = self.truncated or (limit is not None and self._bytes > limit)
+        self.truncated = self.truncated or (limit is not None and self.written_bytes > limit)
 
 
 def run_tool(input_dir: str, output_dir: str) -> dict[str, object]:
@@ -683,6 +691,11 @@ def read_page(file: InputFile) -> Page:
     root = tinyhtml5.parse(io.StringIO(text), namespace_html_elements=False)
     writer = PageWriter(Uploads([]), lambda asset: None)
     writer.write_page(root)
+    if writer.written_bytes > PAGE_TEXT_MAX_BYTES:
+        raise ToolUserError(
+            f"{file.name} är för lång för att bli en PDF ({writer.written_bytes // 1000} kB text, "
+            f"högst {PAGE_TEXT_MAX_BYTES // 1000} går bra). Dela upp den i flera filer."
+        )
     if not writer.visible:
         raise ToolUserError(f"{file.name} är tom: det finns varken text eller bilder på sidan.")
     return Page(file, root, remark)

@@ -1,0 +1,230 @@
+"""Examples of what the API takes and answers: the same values as the types that it is made of."""
+
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from app.api.health import DependencyView, ReadyView
+from app.api.schemas import (
+    ActionStarted,
+    ArtifactLink,
+    ArtifactList,
+    ArtifactView,
+    DraftBody,
+    EditorTool,
+    EditorToolPage,
+    FileView,
+    LoginBody,
+    NewTokenView,
+    NewToolBody,
+    NewVersionBody,
+    RunPage,
+    RunView,
+    SandboxActionBody,
+    SandboxRunView,
+    SessionFilesView,
+    StartActionBody,
+    TokenBody,
+    TokenView,
+    ToolPage,
+    ToolPatchBody,
+    ToolSummary,
+    ToolView,
+    UploadConstraints,
+    UserView,
+    VersionList,
+    VersionSummary,
+    VersionView,
+)
+from app.domain.runs import Captured
+from app.domain.sessions import sandbox_context
+from app.domain.tools import InputField
+from app.usecases.sessions import SessionView
+
+CORRELATION_ID = "6f1c2c3e-2d0b-4c63-9f0b-0d5f6c1f7a11"
+_USER_ID = UUID("0198f0a0-0000-7000-8000-000000000001")
+_TOOL_ID = UUID("0198f0a0-0000-7000-8000-000000000002")
+_VERSION_ID = UUID("0198f0a0-0000-7000-8000-000000000003")
+_RUN_ID = UUID("0198f0a0-0000-7000-8000-000000000004")
+_TOKEN_ID = UUID("0198f0a0-0000-7000-8000-000000000005")
+_THEN = datetime(2026, 1, 16, 7, 30, tzinfo=UTC)
+_SOON = datetime(2026, 1, 16, 7, 30, 2, tzinfo=UTC)
+_TOMORROW = datetime(2026, 1, 17, 7, 30, 2, tzinfo=UTC)
+_CURSOR = "WyJXZWJic2lkYSB0aWxsIFBERiIsIjAxOThmMGEwIl0"
+
+LOGIN = LoginBody(username="anna", password="ett långt lösenord")  # noqa: S106
+USER = UserView(id=_USER_ID, username="anna", display_name="Anna Ek", role="user")
+TOKEN_BODY = TokenBody(name="Schemaläggaren", expires_at=_TOMORROW)
+TOKEN = TokenView(id=_TOKEN_ID, name="Schemaläggaren", created_at=_THEN, expires_at=_TOMORROW)
+NEW_TOKEN = NewTokenView(
+    id=_TOKEN_ID,
+    name="Schemaläggaren",
+    created_at=_THEN,
+    expires_at=_TOMORROW,
+    token="skt_3n5…",  # noqa: S106 - shows the shape only
+)
+
+_TITLE = "Webbsida till PDF"
+_SUMMARY = "Gör en PDF av en webbsida."
+_FILE_FIELD = InputField(kind="file", name="files", label="Webbsida", accept=(".html",), min=1)
+TOOLS = ToolPage(
+    items=[ToolSummary(id=_TOOL_ID, slug="html_to_pdf_preview", title=_TITLE, summary=_SUMMARY)],
+    next_cursor=None,
+)
+TOOL = ToolView(
+    id=_TOOL_ID,
+    slug="html_to_pdf_preview",
+    title=_TITLE,
+    summary=_SUMMARY,
+    usage_instructions="Ladda upp en `.html`-fil.",
+    input_schema=[_FILE_FIELD],
+    upload_constraints=UploadConstraints(
+        max_files=20,
+        max_file_bytes=20_000_000,
+        max_total_bytes=50_000_000,
+        min_files=1,
+        accept=[".html"],
+    ),
+)
+
+FORM = {
+    "session_context": "default",
+    "session_files_mode": "none",
+    "inputs": '{"rubrik": "Veckobrev"}',
+    "files": ["(innehållet i veckobrev.html)"],
+}
+_CONVERT: dict[str, Any] = {
+    "action_id": "convert",
+    "label": "Konvertera till PDF",
+    "kind": "form",
+    "fields": [
+        {
+            "name": "page_size",
+            "label": "Pappersstorlek",
+            "kind": "enum",
+            "required": True,
+            "options": [{"value": "A4", "label": "A4"}, {"value": "A5", "label": "A5"}],
+        }
+    ],
+    "prefill": {"page_size": "A4"},
+}
+_QUEUED: dict[str, Any] = {
+    "run_id": _RUN_ID,
+    "tool_id": _TOOL_ID,
+    "tool_slug": "html_to_pdf_preview",
+    "tool_title": _TITLE,
+    "context": "default",
+    "kind": "initial",
+    "status": "queued",
+    "created_at": _THEN,
+    "started_at": None,
+    "finished_at": None,
+    "error_code": None,
+    "error_summary": None,
+    "ui_payload": None,
+    "artifacts": [],
+    "state_rev": None,
+}
+_DONE: dict[str, Any] = {
+    "status": "succeeded",
+    "started_at": _THEN,
+    "finished_at": _SOON,
+    "ui_payload": {
+        "contract_version": 2,
+        "next_actions": [_CONVERT],
+        "outputs": [{"html": "<h1>Veckobrev</h1>", "kind": "html_sandboxed"}],
+    },
+    "artifacts": [ArtifactView(path="output/veckobrev.pdf", bytes=120_000)],
+    "state_rev": 1,
+}
+_SANDBOX = {"context": sandbox_context(_VERSION_ID)}
+QUEUED_RUN = RunView(**_QUEUED)
+RUN = RunView(**_QUEUED | _DONE)
+RUNS = RunPage(items=[RunView(**_QUEUED | _DONE | {"ui_payload": None})], next_cursor=_CURSOR)
+QUEUED_SANDBOX_RUN = SandboxRunView(**_QUEUED | _SANDBOX, stdout=None, stderr=None)
+SANDBOX_RUN = SandboxRunView(
+    **_QUEUED | _DONE | _SANDBOX,
+    stdout=Captured("Läser veckobrev.html\n", 21, False),
+    stderr=Captured(),
+)
+
+_TURN: dict[str, Any] = {
+    "action_id": "convert",
+    "input": {"page_size": "A4"},
+    "expected_state_rev": 1,
+}
+ACTION = StartActionBody(tool_id=_TOOL_ID, context="default", **_TURN)
+SANDBOX_ACTION = SandboxActionBody(**_TURN)
+ACTION_QUEUED = ActionStarted(run_id=_RUN_ID, status="queued", state_rev=1)
+ACTION_DONE = ActionStarted(run_id=_RUN_ID, status="succeeded", state_rev=2)
+
+_SESSION: dict[str, Any] = {
+    "tool_id": _TOOL_ID,
+    "context": "default",
+    "state": {"pages": ["veckobrev.html"]},
+    "state_rev": 1,
+    "latest_run_id": _RUN_ID,
+    "active_run_id": None,
+    "next_actions": [_CONVERT],
+}
+SESSION = SessionView(**_SESSION)
+SANDBOX_SESSION = SessionView(**_SESSION | _SANDBOX)
+_FILES: dict[str, Any] = {
+    "tool_id": _TOOL_ID,
+    "context": "default",
+    "files": [FileView(name="veckobrev.html", bytes=4_711)],
+    "last_accessed_at": _SOON,
+    "expires_at": _TOMORROW,
+}
+FILES = SessionFilesView(**_FILES)
+SANDBOX_FILES = SessionFilesView(**_FILES | _SANDBOX)
+ARTIFACTS = ArtifactList(
+    run_id=_RUN_ID,
+    artifacts=[
+        ArtifactLink(
+            path="output/veckobrev.pdf",
+            bytes=120_000,
+            download_url=f"/api/v1/runs/{_RUN_ID}/artifacts/output/veckobrev.pdf",
+        )
+    ],
+)
+
+_SOURCE = "def run_tool(input_dir, output_dir):\n    return '<h1>Hej</h1>'\n"
+NEW_TOOL = NewToolBody(slug="hej", title="Hej", summary="Säger hej.")
+TOOL_PATCH = ToolPatchBody(title="Hej på dig")
+EDITOR_TOOL = EditorTool(
+    id=_TOOL_ID,
+    slug="hej",
+    title="Hej",
+    summary="Säger hej.",
+    usage_instructions="",
+    published_version_id=None,
+    created_at=_THEN,
+    updated_at=_THEN,
+)
+EDITOR_TOOLS = EditorToolPage(items=[EDITOR_TOOL], next_cursor=None)
+CODE = NewVersionBody(source=_SOURCE)
+DRAFT = DraftBody(source=_SOURCE, expected_rev=0)
+_VERSION: dict[str, Any] = {
+    "id": _VERSION_ID,
+    "tool_id": _TOOL_ID,
+    "number": 1,
+    "status": "draft",
+    "rev": 0,
+    "created_at": _THEN,
+    "updated_at": _THEN,
+    "published_at": None,
+}
+_CODE: dict[str, Any] = {"source": _SOURCE, "entrypoint": "run_tool", "input_schema": []}
+VERSIONS = VersionList(items=[VersionSummary(**_VERSION)])
+VERSION = VersionView(**_VERSION, **_CODE)
+PUBLISHED_VERSION = VersionView(
+    **_VERSION | {"status": "published", "published_at": _SOON}, **_CODE
+)
+
+LIVE = {"status": "ok"}
+_UP, _DOWN = (DependencyView(status=word, duration_ms=1.2) for word in ("ok", "unavailable"))
+READY = ReadyView(status="ok", dependencies={"database": _UP, "redis": _UP, "s3": _UP})
+NOT_READY = ReadyView(
+    status="unavailable", dependencies={"database": _UP, "redis": _DOWN, "s3": _UP}
+)

@@ -1,0 +1,198 @@
+"""Races for one session over two nodes: every turn has one winner, every run its own files."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from hashlib import sha256
+from threading import Barrier
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+from cluster import Cluster, Process
+from service import Client
+from tools import TELL, TELL_SCHEMA, seen_by
+
+SLUG = "tell_races"
+TURNS = 50
+ROUNDS = 4
+WRITERS = 8
+
+T = TypeVar("T")
+
+
+@pytest.fixture(scope="module")
+def tool_id(cluster: Cluster, nodes: list[Process]) -> str:
+    return str(cluster.publish(nodes[0], SLUG, TELL, TELL_SCHEMA)["tool_id"])
+
+
+@pytest.fixture(scope="module")
+def clients(cluster: Cluster, nodes: list[Process], tool_id: str) -> Iterator[list[Client]]:
+    """As many clients as there are writers, every other one at the other node."""
+    with ExitStack() as stack:
+        nodes_in_turn = [nodes[number % 2] for number in range(WRITERS)]
+        yield [stack.enter_context(cluster.client(node)) for node in nodes_in_turn]
+
+
+def at_once(calls: Sequence[Callable[[], T]]) -> list[T]:
+    """Make calls at the same moment, each in a thread of its own."""
+    begin = Barrier(len(calls))
+
+    def wait_and_call(call: Callable[[], T]) -> T:
+        begin.wait()
+        return call()
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(wait_and_call, calls))
+
+
+def session_of(client: Client, context: str) -> dict[str, Any]:
+    session: dict[str, Any] = client.get(
+        f"/tools/{SLUG}/session", params={"context": context}
+    ).json()
+    return session
+
+
+def take_turn(client: Client, tool_id: str, context: str, rev: int) -> httpx.Response:
+    turn = {
+        "tool_id": tool_id,
+        "context": context,
+        "action_id": "again",
+        "input": {},
+        "expected_state_rev": rev,
+    }
+    return client.start_action("/start_action", turn, wait=None)
+
+
+def wait_for_end(client: Client, run_id: str) -> dict[str, Any]:
+    run: dict[str, Any] = client.get(f"/runs/{run_id}", headers={"Prefer": "wait=30"}).json()
+    assert run["finished_at"] is not None, run
+    return run
+
+
+def test_of_two_actions_with_one_revision_one_runs(
+    cluster: Cluster, clients: list[Client], workers: list[Process], tool_id: str
+) -> None:
+    context = "two-actions"
+    first, second = clients[:2]
+    files = [("a.txt", b"a")]
+    assert first.run_tool(SLUG, session_context=context, files=files).status_code == 200
+    rev = session_of(first, context)["state_rev"]
+    for turn in range(TURNS):
+        answers = at_once(
+            [
+                lambda rev=rev: take_turn(first, tool_id, context, rev),
+                lambda rev=rev: take_turn(second, tool_id, context, rev),
+            ]
+        )
+        by_status = {answer.status_code: answer.json() for answer in answers}
+        assert set(by_status) == {202, 409}, (turn, by_status)
+        assert by_status[409]["code"] in {"state_rev_conflict", "session_busy"}
+        assert by_status[409]["details"]["state_rev"] in {rev, rev + 1}
+        run = wait_for_end(second, by_status[202]["run_id"])
+        assert (run["status"], run["state_rev"]) == ("succeeded", rev + 1), run
+        rev += 1
+    executed = cluster.query(
+        """SELECT count(*) AS runs, sum(attempt) AS attempts FROM tool_runs
+           WHERE tool_id = $1 AND context = $2 AND kind = 'action'""",
+        tool_id,
+        context,
+    )
+    assert executed == [{"runs": TURNS, "attempts": TURNS}]
+    assert session_of(first, context)["active_run_id"] is None
+
+
+def test_action_that_races_an_upload_never_writes_over_it(
+    cluster: Cluster, clients: list[Client], workers: list[Process], tool_id: str
+) -> None:
+    context = "action-and-upload"
+    contents = b"0"
+    files = [("a.txt", contents)]
+    assert clients[0].run_tool(SLUG, session_context=context, files=files).status_code == 200
+    for number in range(1, 9):
+        rev = session_of(clients[0], context)["state_rev"]
+        contents, before = f"{number}".encode(), contents
+        upload, action = at_once(
+            [
+                lambda contents=contents: clients[0].run_tool(
+                    SLUG, session_context=context, files=[("a.txt", contents)], wait=None
+                ),
+                lambda rev=rev: take_turn(clients[1], tool_id, context, rev),
+            ]
+        )
+        assert upload.status_code == 202, upload.text
+        assert action.status_code in {202, 409}, action.text
+        uploaded = wait_for_end(clients[1], upload.json()["run_id"])
+        assert seen_by(uploaded) == {"a.txt": sha256(contents).hexdigest()}
+        if action.status_code == 202:
+            # It was first, and kept its own files although they were replaced under it.
+            acted = wait_for_end(clients[0], action.json()["run_id"])
+            assert seen_by(acted) == {"a.txt": sha256(before).hexdigest()}
+        session = session_of(clients[0], context)
+        assert session["active_run_id"] is None
+        assert session["state"]["seen"] == {"a.txt": sha256(contents).hexdigest()}
+
+
+def test_racing_uploads_leave_one_writers_files_and_every_run_sees_its_own(
+    cluster: Cluster, clients: list[Client], workers: list[Process], tool_id: str
+) -> None:
+    context = "uploads"
+    runs: list[dict[str, Any]] = []
+    for round_number in range(ROUNDS):
+        sets = {
+            writer: {
+                f"{writer}-{number}.txt": f"{round_number} {writer} {number} ".encode() * 40_000
+                for number in range(1 + writer % 3)
+            }
+            for writer in range(WRITERS)
+        }
+        answers = at_once(
+            [
+                lambda writer=writer, sets=sets: clients[writer].run_tool(
+                    SLUG, session_context=context, files=list(sets[writer].items()), wait=None
+                )
+                for writer in range(WRITERS)
+            ]
+        )
+        assert {answer.status_code for answer in answers} == {202}
+        told = {
+            writer: {n: sha256(c).hexdigest() for n, c in sets[writer].items()} for writer in sets
+        }
+        for writer, answer in enumerate(answers):
+            run = wait_for_end(clients[writer - 1], answer.json()["run_id"])
+            assert run["status"] == "succeeded", run
+            assert seen_by(run) == told[writer]
+            runs.append(run)
+        listed = clients[0].get(f"/tools/{SLUG}/session-files", params={"context": context})
+        names = {file["name"] for file in listed.json()["files"]}
+        winner = int(min(names).partition("-")[0])
+        assert names == set(sets[winner])
+        session = session_of(clients[1], context)
+        assert session["active_run_id"] is None
+        # The session shows the run of the writer whose files are in force.
+        assert session["state"]["seen"] == told[winner]
+    assert cluster.query(
+        "SELECT DISTINCT attempt FROM tool_runs WHERE tool_id = $1 AND context = $2",
+        tool_id,
+        context,
+    ) == [{"attempt": 1}]
+
+
+def test_blobs_that_runs_held_on_to_are_swept_after_them(
+    cluster: Cluster, clients: list[Client], workers: list[Process], tool_id: str
+) -> None:
+    for context in ("swept", "swept-too"):
+        for number in range(3):
+            files = [("a.txt", b"%d" % number)]
+            answer = clients[0].run_tool(SLUG, session_context=context, files=files)
+            assert answer.status_code == 200
+    cluster.sweep(hours_ahead=2)
+    sessions = cluster.query(
+        "SELECT context FROM tool_sessions WHERE tool_id = $1 AND has_files", tool_id
+    )
+    in_force = 0
+    for row in sessions:
+        params = {"context": row["context"]}
+        listed = clients[0].get(f"/tools/{SLUG}/session-files", params=params).json()
+        in_force += len(listed["files"])
+    assert len(cluster.blobs(tool_id)) == in_force
