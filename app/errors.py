@@ -29,7 +29,7 @@ class AppError(Exception):
         super().__init__(self.detail)
 
 
-# --- 400, 401, 403, 404 ---------------------------------------------------------------------
+# --- 400, 401, 403, 404, 405 ----------------------------------------------------------------
 
 
 class MalformedRequest(AppError):
@@ -60,6 +60,11 @@ class CsrfFailed(Forbidden):
 class NotFound(AppError):
     code, status, title = "not_found", 404, "Hittades inte"
     default_detail = "Det du söker finns inte, eller så har du inte tillgång till det."
+
+
+class MethodNotAllowed(AppError):
+    code, status, title = "method_not_allowed", 405, "Metoden stöds inte"
+    default_detail = "Den metoden stöds inte på den här adressen."
 
 
 # --- 409, 410, 412, 413, 415, 416 -----------------------------------------------------------
@@ -123,6 +128,11 @@ class UploadTooLarge(PayloadTooLarge):
 class TooManyFiles(PayloadTooLarge):
     code = "too_many_files"
     default_detail = "För många filer."
+
+
+class FieldTooLarge(PayloadTooLarge):
+    code = "field_too_large"
+    default_detail = "Ett av formulärets fält är för stort."
 
 
 class UnsupportedMediaType(AppError):
@@ -219,3 +229,10 @@ class Unavailable(AppError):
 
     def __init__(self, dependency: str, detail: str | None = None) -> None:
         super().__init__(detail, details={"dependency": dependency}, retry_after_seconds=5)
+
+
+class FileDamaged(AppError):
+    """The stored bytes are not those that were uploaded."""
+
+    code, status, title = "file_damaged", 503, "Skadad fil"
+    default_detail = "En av filerna är skadad och går inte att läsa. Ladda upp filerna igen."

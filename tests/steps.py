@@ -144,6 +144,16 @@ def list_objects(service: Service, prefix: str) -> list[str]:
     return asyncio.run(collect())
 
 
+def delete_objects(service: Service, prefix: str) -> int:
+    """Delete what lies under a prefix, as a lifecycle rule would: how many there were."""
+
+    async def delete() -> int:
+        async with open_object_store(load_settings(service.running.environment)) as objects:
+            return await objects.delete([info.key async for info in objects.list_objects(prefix)])
+
+    return asyncio.run(delete())
+
+
 def list_blobs(service: Service, tool_id: str) -> list[str]:
     """The blobs of every session of a tool."""
     return list_objects(service, f"sessions/files/{tool_id}/")

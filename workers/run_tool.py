@@ -87,6 +87,8 @@ class RunTool:
         try:
             with tempfile.TemporaryDirectory(prefix="skriptoteket-run-") as name:
                 return await self._stage_and_run(run, Path(name))
+        except LeaseLost:
+            raise
         except SandboxUnavailable as error:
             log.error("run.sandbox_unavailable", run_id=run.id, error=str(error))
             return _failed(RunStatus.FAILED, "sandbox_unavailable", GENERAL_ERROR)
@@ -172,19 +174,17 @@ class RunTool:
 
         async def beat() -> None:
             lease_seconds = self.settings.run_lease_seconds
-            renewed_at = asyncio.get_running_loop().time()
             async with self.events.subscribe(run.id, ready_seconds=1) as updates:
                 while True:
                     try:
                         wish = await runs.renew_lease(self.db, run.id, self.owner, lease_seconds)
-                        renewed_at = asyncio.get_running_loop().time()
                         if wish is None or wish:
                             ended_by.append(LeaseLost if wish is None else CancelRequested)
                             break
-                    except Unavailable:
-                        if asyncio.get_running_loop().time() - renewed_at > lease_seconds:
-                            ended_by.append(LeaseLost)
-                            break
+                    except Unavailable as error:
+                        # That says nothing about the lease, and all that is written is checked
+                        # against it: a restart of the database must not cost the run.
+                        log.warning("run.lease_unrenewed", run_id=run.id, error=str(error))
                     # A cancel request comes as an event; the next beat would see it anyway.
                     try:
                         async with asyncio.timeout(self.settings.run_heartbeat_seconds):

@@ -18,6 +18,7 @@ from app.errors import (
     AppError,
     Forbidden,
     MalformedRequest,
+    MethodNotAllowed,
     NotAuthenticated,
     NotFound,
     PayloadTooLarge,
@@ -40,11 +41,6 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     code: str
     details: dict[str, Any]
     correlation_id: str | None
-
-
-class MethodNotAllowed(AppError):
-    code, status, title = "method_not_allowed", 405, "Metoden stöds inte"
-    default_detail = "Den metoden stöds inte på den här adressen."
 
 
 def problem_response(error: AppError, headers: dict[str, str] | None = None) -> Response[Problem]:

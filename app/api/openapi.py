@@ -31,7 +31,6 @@ from app import errors as e
 from app.api import examples as x
 from app.api.deps import CSRF_HEADER, SAFE_METHODS, SESSION_COOKIE
 from app.api.errors import PROBLEM_JSON, make_problem
-from app.api.uploads import FieldTooLarge
 
 OPEN_OPERATIONS = frozenset({"log_in", "show_live", "show_ready"})
 FORM_OPERATIONS = frozenset({"run_tool", "run_sandbox"})
@@ -44,7 +43,7 @@ Errors = tuple[type[e.AppError], ...]
 
 _BAD_FORM: Errors = (
     *(e.NotFound, e.MalformedRequest, e.UnsupportedMediaType, e.SessionFilesExpired),
-    *(e.FileTooLarge, e.UploadTooLarge, e.TooManyFiles, FieldTooLarge, e.PayloadTooLarge),
+    *(e.FileTooLarge, e.UploadTooLarge, e.TooManyFiles, e.FieldTooLarge, e.PayloadTooLarge),
     *(e.InvalidInputs, e.InvalidMode, e.InvalidFileName, e.DuplicateFileNames),
     *(e.FilesRequired, e.FilesNotAccepted, e.TooManyRuns, e.SessionBusy),
 )

@@ -17,7 +17,13 @@ from multipart import (
     parse_options_header,
 )
 
-from app.errors import MalformedRequest, PayloadTooLarge, UnsupportedMediaType, UploadTooLarge
+from app.errors import (
+    FieldTooLarge,
+    MalformedRequest,
+    PayloadTooLarge,
+    UnsupportedMediaType,
+    UploadTooLarge,
+)
 from app.log import get_log
 from app.settings import Settings
 
@@ -26,11 +32,6 @@ log = get_log(__name__)
 # Parts beside the files: fields, empty file fields, and room for a clear error about the rest.
 EXTRA_PARTS = 20
 EXTRA_BYTES = 4_000_000
-
-
-class FieldTooLarge(PayloadTooLarge):
-    code = "field_too_large"
-    default_detail = "Ett av formulärets fält är för stort."
 
 
 class _Part:

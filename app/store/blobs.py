@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from app.domain.files import StoredFile, UploadLimits, check_unique_names, normalize_file_name
 from app.domain.ids import new_uuid7
-from app.errors import AppError, MalformedRequest
+from app.errors import AppError, FileDamaged, MalformedRequest
 from app.log import get_log
 from app.store.manifests import SetKey
 from app.store.object_writer import ObjectWriter, WrittenObject
@@ -24,13 +24,6 @@ MAX_UPLOAD_SECONDS = 45 * 60
 MAX_CONTENT_TYPE_LENGTH = 255
 
 log = get_log(__name__)
-
-
-class FileDamaged(AppError):
-    """The stored bytes are not those that were uploaded."""
-
-    code, status, title = "file_damaged", 503, "Skadad fil"
-    default_detail = "En av filerna är skadad och går inte att läsa. Ladda upp filerna igen."
 
 
 class BlobUpload:

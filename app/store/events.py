@@ -105,8 +105,9 @@ class RunEvents:
                 await self._deliver_all()
             except (RedisError, OSError) as error:
                 log.warning("run.events_interrupted", error=str(error))
-                if self._pubsub.connection is not None:
-                    await self._pubsub.connection.disconnect(nowait=True)
+                connection: Any = self._pubsub.connection
+                if connection is not None:
+                    await connection.disconnect(nowait=True)
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _deliver_all(self) -> None:
@@ -122,7 +123,7 @@ class RunEvents:
                 raise TimeoutError("no answer to a ping")
             else:
                 is_asked = True
-                await self._pubsub.ping()  # type: ignore[no-untyped-call]
+                await self._pubsub.ping()
 
     async def aclose(self) -> None:
         await self._pubsub.aclose()  # type: ignore[no-untyped-call]

@@ -37,8 +37,14 @@ from app.jobs import Queue
 from app.log import get_log
 from app.store import runs, sessions
 from app.store.events import RunEvent, RunEvents
+from app.store.object_writer import run_to_end
 from app.store.postgres import Connection, Database
-from app.store.session_files import SessionFilesKey, SessionFileStorageProtocol, SessionUpload
+from app.store.session_files import (
+    SessionFilesKey,
+    SessionFileStorageProtocol,
+    SessionUpload,
+    StoredSet,
+)
 from app.usecases.run_form import FormPart, RunForm, RunTarget
 from app.usecases.sessions import clear_files
 
@@ -81,13 +87,16 @@ class Runs:
         form = RunForm(self.session_files, self.upload_limits, user, target)
         async with form:
             await form.read(parts)
-            inputs = _check_inputs(target.version, form.inputs)
-            if form.upload is not None:
-                run_id = await self._claim_with_upload(
-                    form.key, target.version, inputs, form.upload
-                )
-            else:
-                run_id = await self._claim_without_upload(form, target.version, inputs)
+            # From here on seen through, also when a node that stops cancels the request: a claim
+            # broken off between its manifest and its commit would leave files without a run.
+            return await run_to_end(self._claim_initial(form, target.version))
+
+    async def _claim_initial(self, form: RunForm, version: ToolVersion) -> UUID:
+        inputs = _check_inputs(version, form.inputs)
+        if form.upload is not None:
+            run_id = await self._claim_with_upload(form.key, version, inputs, form.upload)
+        else:
+            run_id = await self._claim_without_upload(form, version, inputs)
         await self.queue.enqueue_run(run_id, 0)
         return run_id
 
@@ -115,14 +124,22 @@ class Runs:
                 await sessions.set_has_files(tx, session.id, True, now)
                 # Last, since all refusals are behind us: this PUT puts the new set in force.
                 stored = await self.session_files.store_files(upload)
-        except BaseException:
-            # Also when a node that stops cancels the request.
+        except AppError:
             if stored is not None and await self._is_certainly_absent(run.id, key.user_id):
                 await self.session_files.restore_files(stored)
             raise
-        needed = await runs.find_needed_blobs(self.db, (key.tool_id, key.user_id, key.context))
-        await self.session_files.discard_replaced(stored, needed=needed)
+        await self._discard_replaced(stored)
         return run.id
+
+    async def _discard_replaced(self, stored: StoredSet) -> None:
+        """Delete the blobs of the set before; what fails is left to the sweep: the run is queued."""
+        key = stored.key
+        try:
+            names = (key.tool_id, key.user_id, key.context)
+            needed = await runs.find_needed_blobs(self.db, names)
+            await self.session_files.discard_replaced(stored, needed=needed)
+        except AppError as error:
+            log.warning("session_files.discard_failed", error=error.code)
 
     async def _is_certainly_absent(self, run_id: UUID, user_id: UUID) -> bool:
         """Tell whether a lost COMMIT did not happen; when that cannot be told, it may have."""

@@ -27,6 +27,7 @@ from app.domain.files import UploadLimits
 from app.errors import (
     AppError,
     DuplicateFileNames,
+    FileDamaged,
     FileTooLarge,
     InvalidFileName,
     SessionFilesExpired,
@@ -34,7 +35,6 @@ from app.errors import (
     Unavailable,
     UploadTooLarge,
 )
-from app.store.blobs import FileDamaged
 from app.store.session_files import SessionFilesKey
 from app.store.upload_buffers import PART_BYTES
 

@@ -22,8 +22,10 @@ STOP_SECONDS = 40
 def dev(data_dir: Path, *options: str) -> Iterator[tuple["subprocess.Popen[bytes]", Path]]:
     ready_file = data_dir.with_suffix(".ready.json")
     process = subprocess.Popen(
-        [sys.executable, "-m", "app.cli", "dev", "--port", "0", "--data-dir", str(data_dir)]
-        + ["--ready-file", str(ready_file), *options],
+        [
+            *(sys.executable, "-m", "app.cli", "dev", "--port", "0"),
+            *("--data-dir", str(data_dir), "--ready-file", str(ready_file), *options),
+        ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env=os.environ | {"SANDBOX": "process"},
@@ -101,8 +103,10 @@ def test_one_data_directory_has_one_owner(stacks_dir: Path) -> None:
     with dev(stacks_dir / "owned") as (first, ready_file):
         wait_until_ready(first, ready_file)
         second = subprocess.run(
-            [sys.executable, "-m", "app.cli", "dev", "--port", "0"]
-            + ["--data-dir", str(stacks_dir / "owned")],
+            [
+                *(sys.executable, "-m", "app.cli", "dev", "--port", "0"),
+                *("--data-dir", str(stacks_dir / "owned")),
+            ],
             capture_output=True,
             timeout=START_SECONDS,
             check=False,

@@ -1,4 +1,4 @@
-"""The rules of a run (1-product.md: 1 to 9, 12, 13), through HTTP, each request at the next node."""
+"""The rules of a run (1-product.md), through HTTP, each request at the next node."""
 
 import hashlib
 import json

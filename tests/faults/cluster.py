@@ -35,6 +35,16 @@ from app.usecases.sessions import clean_up_expired
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 30
+SETTINGS = {
+    "SANDBOX": "process",
+    "LOG_LEVEL": "info",
+    "RUN_MAX_UNFINISHED": "1000",
+    "LOGIN_ATTEMPTS": "100000",
+    # So that what waits for a lease or the clock waits for seconds.
+    "RUN_LEASE_SECONDS": "4",
+    "RUN_HEARTBEAT_SECONDS": "1",
+    "RUN_SWEEP_SECONDS": "1",
+}
 
 
 def eventually(look: Callable[[], T], *, seconds: float = PATIENCE_SECONDS) -> T:

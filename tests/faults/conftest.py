@@ -5,20 +5,9 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from cluster import Cluster, Process
+from cluster import SETTINGS, Cluster, Process
 
 from app.dev import run_service
-
-SETTINGS = {
-    "SANDBOX": "process",
-    "LOG_LEVEL": "info",
-    "RUN_MAX_UNFINISHED": "1000",
-    "LOGIN_ATTEMPTS": "100000",
-    # So that what waits for a lease or the clock waits for seconds.
-    "RUN_LEASE_SECONDS": "4",
-    "RUN_HEARTBEAT_SECONDS": "1",
-    "RUN_SWEEP_SECONDS": "1",
-}
 
 
 @pytest.fixture(scope="session")

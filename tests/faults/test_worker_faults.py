@@ -6,13 +6,13 @@ import statistics
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
 import pytest
-from cluster import Cluster, Process, eventually
+from cluster import SETTINGS, Cluster, Process, eventually
 from service import Client
 from tools import TELL, TELL_SCHEMA, seen_by
 
@@ -234,6 +234,20 @@ def test_silence_does_not_cost_a_node_its_subscription(
     assert subscribers() == before
 
 
+def test_run_whose_taker_died_before_it_could_claim_does_not_wait_for_long(
+    cluster: Cluster, workers: list[Process], client: Client, context: str
+) -> None:
+    with cluster.worker() as victim, paused(workers), ExitStack() as stall:
+        with paused([victim]):
+            run_id = start(client, context)
+            stall.enter_context(cluster.stalled("postgres"))
+        with cluster.redis() as redis:
+            eventually(lambda: redis.exists(f"arq:in-progress:run:{run_id}:0"))
+        victim.kill()
+    run = show(client, run_id, wait=30)
+    assert (run["status"], attempts_of(cluster, run_id)) == ("succeeded", 1)
+
+
 # --- Redis ------------------------------------------------------------------------------------
 
 
@@ -319,8 +333,8 @@ def test_run_outlives_a_restart_of_postgresql(
 ) -> None:
     run_id = start_running(client, context, seconds=1)
     with cluster.down("postgres"):
-        # Over in the sandbox, but there is nobody to tell.
-        time.sleep(1.5)
+        # Over in the sandbox, but there is nobody to tell, and the lease runs out.
+        time.sleep(int(SETTINGS["RUN_LEASE_SECONDS"]) + 1)
         refused = client.get(f"/runs/{run_id}")
         assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
         assert int(refused.headers["retry-after"]) > 0
