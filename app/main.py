@@ -8,7 +8,7 @@ from litestar import Litestar, Router
 from litestar.config.app import AppConfig
 
 from app.api import auth, editor, health, runs, sessions, tools
-from app.api.deps import DEPENDENCIES, require_json
+from app.api.deps import DEPENDENCIES, StrictRequest, require_json
 from app.api.errors import EXCEPTION_HANDLERS
 from app.api.middleware import LingeringClose, RequestContext
 from app.api.openapi import complete_document, make_openapi_config
@@ -44,6 +44,7 @@ def create_app(settings: Settings) -> Any:
         AppConfig(
             route_handlers=[api],
             lifespan=[lifespan],
+            request_class=StrictRequest,
             dependencies=dict(DEPENDENCIES),
             exception_handlers=EXCEPTION_HANDLERS,
             openapi_config=make_openapi_config(),

@@ -13,6 +13,7 @@ from app.settings import Settings
 from app.store.artifacts import ArtifactStore
 from app.store.events import RunEvents, open_run_events
 from app.store.fence import PostgresFence
+from app.store.lifecycle import check_lifecycle
 from app.store.objects import ObjectStore, open_object_store, require_conditional_writes
 from app.store.postgres import Database, open_database
 from app.store.redis import Logins, RateLimit, open_redis, own_errors
@@ -41,8 +42,8 @@ class Services:
     upload_limits: UploadLimits
     runs: Runs
 
-    def readiness_checks(self) -> dict[str, Awaitable[None]]:
-        """One check for each dependency; raises Unavailable if that does not answer."""
+    def readiness_checks(self) -> dict[str, Awaitable[str | None]]:
+        """One check for each dependency: what there is to say of it, or raises Unavailable."""
         return {
             "database": self._check_database(),
             "redis": self._check_redis(),
@@ -56,9 +57,11 @@ class Services:
         with own_errors():
             await self.redis.ping()
 
-    async def _check_bucket(self) -> None:
+    async def _check_bucket(self) -> str:
         if not await self.objects.bucket_exists():
             raise Unavailable("s3")
+        # Drift is reported and no reason to take the node out: the rules are the safety net.
+        return f"lifecycle rules: {(await check_lifecycle(self.objects, self.settings)).state}"
 
 
 @asynccontextmanager

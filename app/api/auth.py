@@ -92,9 +92,8 @@ async def create_token(
 ) -> NewTokenView:
     """Make an API token; this answer is the only one that holds it."""
     now = datetime.now(UTC)
-    if data.expires_at is not None and (data.expires_at.tzinfo is None or data.expires_at <= now):
-        raise Invalid("expires_at ska vara en tid i framtiden, med tidszon.")
-    token, secret = await accounts.create_token(services.db, user, data.name, data.expires_at, now)
+    expires_at = _parse_expiry(data.expires_at, now)
+    token, secret = await accounts.create_token(services.db, user, data.name, expires_at, now)
     return NewTokenView(
         id=token.id,
         name=token.name,
@@ -110,6 +109,18 @@ async def revoke_token(
 ) -> None:
     """Revoke an API token; it stops working at once."""
     await accounts.revoke_token(services.db, user, token_id)
+
+
+def _parse_expiry(raw: datetime | None, now: datetime) -> datetime | None:
+    if raw is None:
+        return None
+    try:
+        expires_at = raw.astimezone(UTC)
+    except OverflowError:  # the last hours of the year 9999, west of Greenwich
+        raise Invalid("expires_at ligger för långt fram.") from None
+    if raw.tzinfo is None or expires_at <= now:
+        raise Invalid("expires_at ska vara en tid i framtiden, med tidszon.")
+    return expires_at
 
 
 router = Router(

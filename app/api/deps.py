@@ -37,6 +37,16 @@ T = TypeVar("T")
 AnyRequest = Request[Any, Any, Any]
 
 
+class StrictRequest(Request[Any, Any, Any]):
+    """The framework's request, except that a body that is no JSON is never our fault."""
+
+    async def json(self) -> Any:
+        try:
+            return await super().json()
+        except (UnicodeDecodeError, RecursionError):
+            raise MalformedRequest from None
+
+
 def provide_services(request: AnyRequest) -> Services:
     services: Services = request.app.state.services
     return services

@@ -133,12 +133,6 @@ def _reason(item: dict[str, Any]) -> dict[str, str]:
     return {"field": field[:100], "reason": "invalid"}
 
 
-def on_undecodable(_: Request[Any, Any, Any], error: UnicodeDecodeError) -> Response[Problem]:
-    """A JSON body that is not UTF-8: the decoder of the framework lets this one through."""
-    log.info("request.undecodable", error=str(error))
-    return problem_response(MalformedRequest("Begäran är inte UTF-8."))
-
-
 def on_bug(_: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
     """Anything unexpected: logged whole, told in general words."""
     log.exception("request.crashed", error=type(error).__name__)
@@ -148,6 +142,5 @@ def on_bug(_: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
 EXCEPTION_HANDLERS: dict[Any, Any] = {
     AppError: on_app_error,
     HTTPException: on_http_exception,
-    UnicodeDecodeError: on_undecodable,
     Exception: on_bug,
 }

@@ -20,6 +20,7 @@ CHECK_TIMEOUT_SECONDS = 3.0
 class DependencyView(View):
     status: str
     duration_ms: float
+    detail: str | None = None
 
 
 class ReadyView(View):
@@ -47,16 +48,17 @@ async def show_ready(services: NamedDependency[Services]) -> Response[ReadyView]
     )
 
 
-async def _check(name: str, check: Awaitable[None]) -> DependencyView:
-    started = time.monotonic()
+async def _check(name: str, check: Awaitable[str | None]) -> DependencyView:
+    started, detail = time.monotonic(), None
     try:
         async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
-            await check
+            detail = await check
         status = "ok"
     except (AppError, TimeoutError) as error:
         log.warning("health.dependency_down", dependency=name, error=repr(error))
         status = "unavailable"
-    return DependencyView(status=status, duration_ms=round((time.monotonic() - started) * 1000, 1))
+    duration_ms = round((time.monotonic() - started) * 1000, 1)
+    return DependencyView(status=status, duration_ms=duration_ms, detail=detail)
 
 
 router = Router("/health", route_handlers=[show_live, show_ready], tags=["health"])

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from typing import Any
 
 import msgspec
-from litestar import Litestar
+from litestar import Litestar, Response, Router
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.openapi.spec import (
@@ -30,7 +30,7 @@ from litestar.openapi.spec import (
 from app import errors as e
 from app.api import examples as x
 from app.api.deps import CSRF_HEADER, SAFE_METHODS, SESSION_COOKIE
-from app.api.errors import PROBLEM_JSON, make_problem
+from app.api.errors import PROBLEM_JSON, make_problem, problem_response
 
 OPEN_OPERATIONS = frozenset({"log_in", "show_live", "show_ready"})
 FORM_OPERATIONS = frozenset({"run_tool", "run_sandbox"})
@@ -116,6 +116,12 @@ def make_openapi_config() -> OpenAPIConfig:
         version="1",
         description="Small Python tools for schools, run step by step. Errors are RFC 9457.",
         path="/schema",
+        openapi_router=Router(
+            "/schema",
+            route_handlers=[],
+            include_in_schema=False,
+            after_request=_refuse_in_our_shape,
+        ),
         render_plugins=[JsonRenderPlugin(path=["/", "/openapi.json"])],
         operation_id_creator=lambda handler, *_: handler.handler_name,
         use_handler_docstrings=True,
@@ -132,6 +138,11 @@ def make_openapi_config() -> OpenAPIConfig:
         ),
         security=[{"cookie": []}, {"bearer": []}],
     )
+
+
+async def _refuse_in_our_shape(response: Response[Any]) -> Response[Any]:
+    # The framework has a page of its own for paths beside the document.
+    return problem_response(e.NotFound()) if response.status_code == 404 else response
 
 
 def complete_document(app: Litestar) -> None:

@@ -222,7 +222,8 @@ async def _open_artifact(
 def content_disposition(path: str) -> str:
     """Build the attachment header with both forms of the name (RFC 6266 §4.3, RFC 8187)."""
     name = path.rsplit("/", 1)[-1]
-    plain = re.sub(r"[^ !#-\[\]-~]", "_", name)
+    # Also without %, which some browsers would decode (RFC 6266, appendix D).
+    plain = re.sub(r"[^ !#$&-\[\]-~]", "_", name)
     return f"attachment; filename=\"{plain}\"; filename*=UTF-8''{quote(name, safe='')}"
 
 

@@ -110,7 +110,8 @@ def _number(field: FormField, value: Any) -> int | float:
         except ValueError:
             value = None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or abs(value) > 1e300:
+    # The size first: an integer of hundreds of digits is no float to ask about.
+    if not is_number or abs(value) > 1e300 or not math.isfinite(value):
         raise ValueProblem(f"”{field.label}” ska vara ett tal.")
     return value  # type: ignore[no-any-return]
 

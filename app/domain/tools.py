@@ -131,6 +131,8 @@ def check_source(source: str, entrypoint: str) -> None:
     try:
         tree = ast.parse(source, "script.py")
     except SyntaxError as error:
+        if error.lineno is None:  # a NUL, which is no code at all
+            raise InvalidSource("Koden går inte att tolka.") from None
         raise InvalidSource(
             f"Koden har ett syntaxfel på rad {error.lineno}.",
             # What Python says of its author's code, as the author will read it in tracebacks too.

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ def upload(url: str, token: str, files: list[bytes]) -> float:
 def measure(running: DevService, server: Server, rounds: int) -> None:
     service = Service(running)
     service.publish(SLUG, IDLE, FILE_FIELD)
-    with service.client() as browser:
+    with closing(service.client()) as browser:
         token = browser.post("/auth/tokens", json={"name": "bench"}).raise_for_status().json()
     straight = Straight(server, running.stack.s3_bucket)
     print(f"{server.name}: 50 MB, medians of {rounds} rounds in turns")

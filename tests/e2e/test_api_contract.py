@@ -261,7 +261,7 @@ def test_a_token_ends_at_its_time(anna: Client, stranger: httpx.Client) -> None:
         check_problem(answer, 422, "invalid_request")
 
 
-@pytest.mark.parametrize("value", ["Bearer nope", "Bearer ", "Basic YTpi", "x", "Bearer å"])
+@pytest.mark.parametrize("value", ["Bearer nope", "Bearer", "Basic YTpi", "x", "Bearer å"])
 def test_a_bad_authorization_does_not_fall_back_to_the_cookie(anna: Client, value: str) -> None:
     answer = anna.get("/auth/me", headers={"Authorization": value.encode()})
     check_problem(answer, 401, "not_authenticated")
@@ -453,7 +453,7 @@ def test_lists_come_in_pages_without_gaps_or_repeats(carin: Client, admin: Clien
     pages = list_pages(carin, "/tools", 2, q=mark)
     assert [len(page) for page in pages] == [2, 2, 1]
     assert [tool["id"] for page in pages for tool in page] == sorted(made)
-    assert list_pages(carin, "/tools", 5, q=mark) == [sum(pages, [])], "exactly one page"
+    assert list_pages(carin, "/tools", 5, q=mark) == [[tool for page in pages for tool in page]]
     own = [tool["id"] for page in list_pages(carin, "/editor/tools", 2) for tool in page]
     assert set(made) <= set(own) and len(set(own)) == len(own)
     assert carin.get("/tools", params={"q": "%"}).json()["items"] == [], "no wildcard"
@@ -582,7 +582,7 @@ def test_artifacts_are_listed_and_downloaded_whole(anna: Client, written: str) -
         'attachment; filename="___ _citat_ _rakt_ 100_.txt"; '
         "filename*=UTF-8''%C3%85%C3%A4%C3%B6%20%E2%80%9Ccitat%E2%80%9D%20%22rakt%22%20100%25.txt"
     )
-    for path in ("nej.txt", "output/", "../siffror.bin", "output/../siffror.bin", "%2e%2e/x"):
+    for path in ("nej.txt", "output/", "output/%2e%2e/siffror.bin", "%2e%2e/x", "0"):
         check_problem(anna.get(f"/runs/{written}/artifacts/{path}"), 404, "not_found")
 
 

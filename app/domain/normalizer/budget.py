@@ -28,10 +28,11 @@ class Draft(msgspec.Struct, kw_only=True):
 
 
 class Page(msgspec.Struct):
-    """A payload within its caps, its canonical bytes and the codes of our notices in it."""
+    """A payload: its bytes, how many of the draft's outputs it shows, the codes of our notices."""
 
     payload: dict[str, Any]
     data: bytes
+    shown: int
     notices: tuple[str, ...]
 
 
@@ -71,7 +72,7 @@ def _compose(draft: Draft, policy: UiPolicy) -> Page:
     }
     in_place = [draft.outputs[index] for index in sorted(draft.replaced) if index < kept]
     notices = tuple(str(notice["code"]) for notice in in_place + told)
-    return Page(payload, canonical_json(payload), notices)
+    return Page(payload, canonical_json(payload), kept, notices)
 
 
 def _drop_actions(draft: Draft, allowance: int, policy: UiPolicy) -> None:
@@ -98,9 +99,9 @@ def _drop_actions(draft: Draft, allowance: int, policy: UiPolicy) -> None:
 
 
 def _replace_outputs(draft: Draft, page: Page, policy: UiPolicy) -> None:
-    """Replace the largest outputs, ties by position, until the page fits."""
+    """Replace the largest of the outputs shown, ties by position, until the page fits."""
     excess = len(page.data) - policy.max_payload_bytes
-    sizes = [len(canonical_json(output)) for output in draft.outputs]
+    sizes = [len(canonical_json(output)) for output in draft.outputs[: page.shown]]
     for index in sorted(range(len(sizes)), key=lambda index: (-sizes[index], index)):
         if excess <= 0:
             return

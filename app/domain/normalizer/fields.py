@@ -121,7 +121,7 @@ def build_prefill(raw: Any, names: set[str], place: Place) -> dict[str, Any]:
         place.note("prefill_invalid", "prefill är inte ett objekt och togs bort")
         return {}
     prefill = {}
-    for name in sorted(names & raw.keys()):
+    for name in names & raw.keys():
         value = _prefill_value(raw[name], place)
         if value is not _UNUSABLE:
             prefill[name] = value

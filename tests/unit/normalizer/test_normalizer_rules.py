@@ -111,6 +111,12 @@ def test_numbers_take_the_form_that_the_database_keeps() -> None:
     assert found.notices == ("integer_as_text",)
 
 
+@pytest.mark.parametrize(("value", "shown"), [(-0.0, b"0.0"), (1e22, b"1" + b"0" * 22)])
+def test_one_number_alone_takes_that_form_too(value: float, shown: bytes) -> None:
+    found = normalize(result({"kind": "json", "value": [value]}))
+    assert b'"value":[%s]' % shown in found.ui_payload_bytes
+
+
 def test_integers_that_javascript_would_round_are_shown_as_text() -> None:
     found = normalize(result(table([{"a": 2**53 + 1}, {"a": -(2**64) - 1}, {"a": 2**64}])))
     rows = found.ui_payload["outputs"][0]["rows"]
@@ -244,6 +250,20 @@ def test_prefill_holds_values_of_the_form_only() -> None:
     assert "2 av 4" in messages(found, "prefill_invalid")
 
 
+def test_names_are_measured_in_bytes() -> None:
+    name = "å" * 65
+    found = normalize(result(actions=[action(name), action("a", field(name))]))
+    assert found.ui_payload["next_actions"] == [action("a")]
+    assert set(found.notices) == {"action_invalid", "field_invalid"}
+
+
+def test_repairs_of_the_error_summary_are_told() -> None:
+    found = normalize(result(status="failed") | {"error_summary": "a\x00"})
+    assert found.error_summary == "a"
+    assert found.notices == ("character_removed",)
+    assert normalize(result() | {"error_summary": 7}).notices == ("error_summary_invalid",)
+
+
 def test_state_that_is_no_object_changes_nothing() -> None:
     found = normalize(result(state=["a"]))
     assert found.state is None
@@ -279,6 +299,14 @@ def test_state_keeps_as_many_small_keys_as_fit(policy: UiPolicy) -> None:
     assert list(found.state) == sorted(state)[-len(found.state) :]
 
 
+def test_of_thousands_of_equal_keys_the_last_by_name_stay() -> None:
+    names = [f"{index * 7919 % 20_000:06}" for index in range(20_000)]
+    found = normalize(result(state=dict.fromkeys(names, 0)))
+    assert found.state is not None
+    assert sorted(found.state) == sorted(names)[-DEFAULT_POLICY.max_json_keys :]
+    assert str(len(canonical_json(dict.fromkeys(names, 0)))) in messages(found, "state_too_large")
+
+
 def test_state_key_that_is_too_deep_goes_alone() -> None:
     deep: Any = 1
     for _ in range(50):
@@ -305,6 +333,24 @@ def test_largest_outputs_are_replaced_until_the_budget_holds() -> None:
     assert str(len(canonical_json(html))) in outputs[1]["message"]
     assert str(BUDGET) in outputs[1]["message"]
     assert found.ui_payload["next_actions"] == [action()]
+
+
+def test_the_largest_output_goes_first_wherever_it_is() -> None:
+    small = {"kind": "html_sandboxed", "html": "x" * 70_000}
+    large = {"kind": "html_sandboxed", "html": "x" * 90_000}
+    found = normalize(result(*[small] * 5, large, *[small] * 5))
+    kinds = [item["kind"] for item in found.ui_payload["outputs"]]
+    assert kinds.index("notice") == 5
+    assert kinds.count("notice") == 1
+
+
+def test_only_outputs_that_are_shown_count_towards_the_budget() -> None:
+    # Sixty are cut to 49, so replacing the fiftieth, the largest, would save nothing.
+    outputs = [markdown("x" * 17_000) for _ in range(60)]
+    outputs[49] = markdown("x" * 60_000)
+    found = normalize(result(*outputs))
+    assert len(found.ui_payload_bytes) <= BUDGET
+    assert len(found.ui_payload["outputs"]) == 50
 
 
 def _giant(action_id: str, texts: int) -> dict[str, Any]:

@@ -1,0 +1,251 @@
+"""The schema: every step up and down on a real PostgreSQL, and the rules that it carries."""
+
+import asyncio
+import os
+import sys
+import uuid
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import asyncpg
+import pytest
+
+from app.devstack import DevStack
+from app.store.migrate import migrate
+
+NOW = datetime(2026, 1, 16, tzinfo=UTC)
+
+# Everything of a schema that a migration can change, in an order of its own.
+DESCRIBE = """
+SELECT 'column', c.table_name, c.column_name, c.data_type, c.is_nullable, c.column_default
+FROM information_schema.columns c WHERE c.table_schema = 'public'
+UNION ALL
+SELECT 'constraint', conrelid::regclass::text, conname, pg_get_constraintdef(oid),
+    condeferrable::text, condeferred::text
+FROM pg_constraint WHERE connamespace = 'public'::regnamespace
+UNION ALL
+SELECT 'index', tablename, indexname, indexdef, '', '' FROM pg_indexes WHERE schemaname = 'public'
+UNION ALL
+SELECT 'other', relkind::text, relname, '', '', '' FROM pg_class
+WHERE relnamespace = 'public'::regnamespace AND relkind NOT IN ('r', 'i')
+ORDER BY 1, 2, 3, 4
+"""
+
+
+@pytest.fixture(scope="module")
+async def database_url(devstack: DevStack) -> AsyncIterator[str]:
+    """A database of its own, dropped at the end."""
+    name = f"migrations_{uuid.uuid4().hex[:8]}"
+    server = await asyncpg.connect(devstack.database_url)
+    await server.execute(f"CREATE DATABASE {name}")
+    base, _, query = devstack.database_url.partition("?")
+    yield f"{base.rpartition('/')[0]}/{name}" + (f"?{query}" if query else "")
+    await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await server.close()
+
+
+@pytest.fixture
+async def db(database_url: str) -> AsyncIterator[Any]:
+    """A connection to the newest schema; what is written in a test is rolled back."""
+    await asyncio.to_thread(migrate, database_url)
+    connection = await asyncpg.connect(database_url)
+    transaction = connection.transaction()
+    await transaction.start()
+    yield connection
+    await transaction.rollback()
+    await connection.close()
+
+
+async def describe(database_url: str) -> list[tuple[Any, ...]]:
+    connection = await asyncpg.connect(database_url)
+    rows = [tuple(row) for row in await connection.fetch(DESCRIBE)]
+    await connection.close()
+    return rows
+
+
+async def test_up_down_up_ends_where_it_began(database_url: str) -> None:
+    assert await describe(database_url) == []
+    await asyncio.to_thread(migrate, database_url)
+    first = await describe(database_url)
+    tables = {row[1] for row in first if row[0] == "column"}
+    expected = {"users", "api_tokens", "tools", "tool_versions", "tool_sessions", "tool_runs"}
+    assert expected <= tables
+    await asyncio.to_thread(migrate, database_url, "base")
+    left = await describe(database_url)
+    assert {row[1] for row in left if row[0] == "column"} <= {"alembic_version"}
+    await asyncio.to_thread(migrate, database_url)
+    assert await describe(database_url) == first
+    await asyncio.to_thread(migrate, database_url)
+    assert await describe(database_url) == first, "migrating again changes nothing"
+
+
+async def test_two_nodes_that_migrate_at_once_take_turns(devstack: DevStack) -> None:
+    name = f"turns_{uuid.uuid4().hex[:8]}"
+    server = await asyncpg.connect(devstack.database_url)
+    await server.execute(f"CREATE DATABASE {name}")
+    base, _, query = devstack.database_url.partition("?")
+    url = f"{base.rpartition('/')[0]}/{name}" + (f"?{query}" if query else "")
+    command = [sys.executable, "-m", "app.cli", "migrate"]
+    environment = os.environ | {"DATABASE_URL": url}
+    try:
+        nodes = [
+            await asyncio.create_subprocess_exec(*command, env=environment, stderr=PIPE)
+            for _ in range(2)
+        ]
+        errors = [(await node.communicate())[1] for node in nodes]
+        assert [node.returncode for node in nodes] == [0, 0], errors
+        assert await describe(url)
+    finally:
+        await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+        await server.close()
+
+
+# --- the rules that the schema carries ------------------------------------------------------
+
+
+class Rows:
+    """One user, tool, version and session, and runs of it to try out."""
+
+    def __init__(self, db: Any) -> None:
+        self.db = db
+        self.user, self.tool, self.version, self.session = (uuid.uuid4() for _ in range(4))
+
+    async def insert(self) -> None:
+        await self.db.execute(
+            "INSERT INTO users VALUES ($1, 'anna', 'Anna', 'user', 'x', true, $2)", self.user, NOW
+        )
+        await self.db.execute(
+            "INSERT INTO tools (id, slug, title, summary, usage_instructions, created_at,"
+            " updated_at) VALUES ($1, 'prov', '', '', '', $2, $2)",
+            self.tool,
+            NOW,
+        )
+        await self.db.execute(
+            "INSERT INTO tool_versions (id, tool_id, number, status, source, entrypoint,"
+            " input_schema, created_at, updated_at)"
+            " VALUES ($1, $2, 1, 'draft', '', 'x', '[]', $3, $3)",
+            self.version,
+            self.tool,
+            NOW,
+        )
+        await self.db.execute(
+            "INSERT INTO tool_sessions (id, tool_id, user_id, context, created_at, updated_at)"
+            " VALUES ($1, $2, $3, 'default', $4, $4)",
+            self.session,
+            self.tool,
+            self.user,
+            NOW,
+        )
+
+    async def run(self, **columns: Any) -> None:
+        row = {
+            "id": uuid.uuid4(),
+            "tool_id": self.tool,
+            "source_kind": "tool_version",
+            "version_id": self.version,
+            "user_id": self.user,
+            "session_id": self.session,
+            "context": "default",
+            "kind": "initial",
+            "status": "queued",
+            "created_at": NOW,
+        } | columns
+        places = ", ".join(f"${number}" for number in range(1, len(row) + 1))
+        insert = f"INSERT INTO tool_runs ({', '.join(row)}) VALUES ({places})"
+        # A savepoint: after a refusal the test goes on.
+        async with self.db.transaction():
+            await self.db.execute(insert, *row.values())
+
+
+@pytest.fixture
+async def rows(db: Any) -> Rows:
+    made = Rows(db)
+    await made.insert()
+    return made
+
+
+ACTION = {"kind": "action", "action": "{}"}
+RUNNING = {"status": "running", "lease_owner": "w"}
+ENDED = {"status": "succeeded", "finished_at": NOW}
+
+
+async def test_a_session_has_at_most_one_unfinished_action_run(rows: Rows) -> None:
+    await rows.run(**ACTION, **ENDED)
+    await rows.run(**ACTION, superseded=True)
+    await rows.run(**ACTION)
+    for unfinished in ({}, RUNNING):
+        with pytest.raises(asyncpg.UniqueViolationError) as refused:
+            await rows.run(**ACTION, **unfinished)
+        assert refused.value.constraint_name == "tool_runs_one_unfinished_action"
+    await rows.run()
+    await rows.run(**ACTION, **ENDED)
+
+
+CURATED = {"source_kind": "curated_app", "curated_app_id": "a", "curated_app_version": "1"}
+
+
+@pytest.mark.parametrize(
+    ("columns", "is_right"),
+    [
+        ({}, True),
+        (CURATED | {"version_id": None}, True),
+        (CURATED, False),
+        (CURATED | {"version_id": None, "curated_app_version": None}, False),
+        (CURATED | {"version_id": None, "curated_app_id": None}, False),
+        ({"version_id": None}, False),
+        ({"curated_app_id": "a"}, False),
+        ({"source_kind": "other"}, False),
+    ],
+)
+async def test_a_run_has_the_source_that_its_kind_says(
+    rows: Rows, columns: dict[str, Any], is_right: bool
+) -> None:
+    if is_right:
+        await rows.run(**columns)
+        return
+    with pytest.raises(asyncpg.CheckViolationError) as refused:
+        await rows.run(**columns)
+    assert refused.value.constraint_name == "tool_runs_source_kind"
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"status": "done"},
+        {"kind": "other"},
+        {"kind": "action"},
+        {"action": "{}"},
+        {"status": "running"},
+        {"lease_owner": "w"},
+        {"status": "succeeded"},
+        {"finished_at": NOW},
+        RUNNING | {"finished_at": NOW},
+    ],
+)
+async def test_a_run_in_an_impossible_state_is_refused(rows: Rows, columns: dict[str, Any]) -> None:
+    with pytest.raises(asyncpg.CheckViolationError):
+        await rows.run(**columns)
+
+
+async def test_a_user_has_one_session_for_each_tool_and_context(rows: Rows) -> None:
+    again = "INSERT INTO tool_sessions (id, tool_id, user_id, context, created_at, updated_at)"
+    again += " VALUES ($1, $2, $3, $4, $5, $5)"
+    await rows.db.execute(again, uuid.uuid4(), rows.tool, rows.user, "other", NOW)
+    with pytest.raises(asyncpg.UniqueViolationError) as refused:
+        await rows.db.execute(again, uuid.uuid4(), rows.tool, rows.user, "default", NOW)
+    assert refused.value.constraint_name == "tool_sessions_key"
+
+
+async def test_a_new_session_is_empty_at_revision_zero(rows: Rows) -> None:
+    row = await rows.db.fetchrow("SELECT state, state_rev, has_files FROM tool_sessions")
+    assert tuple(row) == ("{}", 0, False)
+
+
+async def test_what_belongs_to_a_deleted_user_goes_with_them(rows: Rows) -> None:
+    await rows.run()
+    await rows.db.execute("DELETE FROM users WHERE id = $1", rows.user)
+    for table in ("tool_sessions", "tool_runs"):
+        assert await rows.db.fetchval(f"SELECT count(*) FROM {table}") == 0
+    assert await rows.db.fetchval("SELECT count(*) FROM tools") == 1
