@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+import json
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -31,6 +33,38 @@ class TurnTransport(httpx.BaseTransport):
         self._transport.close()
 
 
+class DocumentCheck:
+    """A client's hook: no answer has a status, or an error's code, that /schema does not tell."""
+
+    def __init__(self, url: str) -> None:
+        document = httpx.get(f"{url}/schema", timeout=TIMEOUT_SECONDS).raise_for_status().json()
+        self._operations = [
+            (method.upper(), _match_path(path), operation["responses"])
+            for path, item in document["paths"].items()
+            for method, operation in item.items()
+        ]
+
+    def __call__(self, answer: httpx.Response) -> None:
+        method, path = answer.request.method, answer.request.url.path
+        for one_method, pattern, responses in self._operations:
+            if one_method == method and pattern.fullmatch(path):
+                self._check(answer, responses)
+                return
+
+    def _check(self, answer: httpx.Response, responses: dict[str, Any]) -> None:
+        named = f"{answer.request.method} {answer.request.url.path} -> {answer.status_code}"
+        assert str(answer.status_code) in responses, f"not documented: {named}"
+        if answer.headers.get("content-type") == "application/problem+json":
+            content = responses[str(answer.status_code)]["content"]
+            code = json.loads(answer.read())["code"]
+            assert code in content["application/problem+json"]["examples"], f"{named} {code}"
+
+
+def _match_path(template: str) -> re.Pattern[str]:
+    pattern = re.escape(template).replace(r"\{path\}", ".+")
+    return re.compile(re.sub(r"\\{\w+\\}", "[^/]+", pattern))
+
+
 @contextmanager
 def log_in(service: Service, username: str) -> Iterator[Client]:
     """Log in a seeded user for whom no two requests in a row meet the same node."""
@@ -38,6 +72,7 @@ def log_in(service: Service, username: str) -> Iterator[Client]:
     client = Client(
         base_url=f"{urls[0]}/api/v1", timeout=TIMEOUT_SECONDS, transport=TurnTransport(urls)
     )
+    client.event_hooks["response"].append(DocumentCheck(urls[0]))
     with closing(client):
         user = next(user for user in DEV_USERS if user.username == username)
         login = {"username": user.username, "password": user.password}

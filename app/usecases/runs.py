@@ -132,7 +132,7 @@ class Runs:
         return run.id
 
     async def _discard_replaced(self, stored: StoredSet) -> None:
-        """Delete the blobs of the set before; what fails is left to the sweep: the run is queued."""
+        """Delete the blobs of the set before; a failure is left to the sweep: the run is queued."""
         key = stored.key
         try:
             names = (key.tool_id, key.user_id, key.context)

@@ -51,11 +51,11 @@ def test_a_form_only_tool_runs_with_an_empty_input_directory(way: Way) -> None:
 
 
 @pytest.mark.parametrize("mode", ["none", "reuse", "clear"])
-def test_uploads_replace_whatever_the_mode_says(way: Way, mode: str) -> None:
-    way.run(files=UPLOADS)
-    replaced = way.run(files=[("c.txt", b"third")], session_files_mode=mode)
+def test_uploads_replace_whatever_the_mode_says(reporter: Way, mode: str) -> None:
+    reporter.run(files=UPLOADS)
+    replaced = reporter.run(files=[("c.txt", b"third")], session_files_mode=mode)
     assert list(report(replaced)["files"]) == ["c.txt"]
-    assert way.files() == ["c.txt"]
+    assert reporter.files() == ["c.txt"]
 
 
 def test_sandbox_and_production_files_of_one_user_never_meet(

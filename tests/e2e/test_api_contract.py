@@ -13,7 +13,7 @@ import httpx
 import msgspec
 import pytest
 from service import TIMEOUT_SECONDS, Client, Service
-from steps import Way, delete_objects, list_blobs, log_in, publish
+from steps import DocumentCheck, Way, delete_objects, list_blobs, log_in, publish
 from tiny_tools import FILE_FIELD, QUIET, REPORTER, WRITER
 
 from app.api import examples
@@ -50,6 +50,7 @@ def stranger(service: Service) -> Iterator[httpx.Client]:
     """Somebody who has not logged in."""
     base_url = f"{service.running.urls[0]}/api/v1"
     with httpx.Client(base_url=base_url, timeout=TIMEOUT_SECONDS) as client:
+        client.event_hooks["response"].append(DocumentCheck(service.running.urls[0]))
         yield client
 
 
@@ -320,6 +321,34 @@ def test_ids_that_nobody_has_are_not_found(document: dict[str, Any], admin: Clie
     assert len(calls) >= 20
     for method, path, given in calls:
         check_problem(admin.request(method, path, **given), 404, "not_found")
+
+
+def test_every_body_is_held_to_its_form(document: dict[str, Any], admin: Client) -> None:
+    calls = [
+        call
+        for call in call_all(document, lambda path, _: path.endswith("/login"))
+        if "json" in call[2]
+    ]
+    assert len(calls) == 7
+    large = json.dumps({"x": "x" * 2_000_001})
+    for method, path, given in calls:
+        broken = admin.request(method, path, content=b"{", headers=JSON)
+        check_problem(broken, 400, "malformed_request")
+        unknown = admin.request(method, path, json=given["json"] | {"unknown": 1})
+        check_problem(unknown, 400, "malformed_request")
+        text = admin.request(method, path, content=b"{}", headers={"content-type": "text/plain"})
+        check_problem(text, 415, "unsupported_media_type")
+        check_problem(
+            admin.request(method, path, content=large, headers=JSON), 413, "payload_too_large"
+        )
+
+
+def test_every_slug_is_a_text(document: dict[str, Any], admin: Client) -> None:
+    calls = list(call_all(document, lambda path, _: "{slug}" not in path))
+    assert len(calls) == 5
+    for method, path, given in calls:
+        answer = admin.request(method, path.replace(NOWHERE, "a%00"), **given)
+        check_problem(answer, 400, "malformed_request")
 
 
 def test_foreign_runs_are_not_found(service: Service, anna: Client, bo: Client) -> None:

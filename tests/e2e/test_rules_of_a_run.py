@@ -240,23 +240,23 @@ def test_a_step_while_another_is_running_is_told_which(way: Way) -> None:
 
 
 @pytest.mark.parametrize("kind", ["initial", "action"])
-def test_a_new_initial_run_supersedes_an_unfinished_one(way: Way, kind: str) -> None:
-    begin(way)
+def test_a_new_initial_run_supersedes_an_unfinished_one(reporter: Way, kind: str) -> None:
+    begin(reporter)
     if kind == "initial":
-        older = way.send(wait=None, **do("sleep 1.5")).json()["run_id"]
+        older = reporter.send(wait=None, **do("sleep 1.5")).json()["run_id"]
     else:
-        older = way.send_action(wait=None, input={"do": "sleep 1.5"}).json()["run_id"]
-    newer = way.run(**do("newer"))
-    after_newer = way.session()
+        older = reporter.send_action(wait=None, input={"do": "sleep 1.5"}).json()["run_id"]
+    newer = reporter.run(**do("newer"))
+    after_newer = reporter.session()
     assert after_newer["latest_run_id"] == newer["run_id"]
     assert after_newer["state"] == {"steps": ["start"], "do": "newer"}
 
-    ended = way.get_run(older, wait=30)
+    ended = reporter.get_run(older, wait=30)
     assert ended["status"] == "succeeded", "it may finish, and is kept"
     assert report(ended)["action"] == ("next" if kind == "action" else None)
     assert ended["state_rev"] is None
-    assert way.session() == after_newer, "but no longer writes the session"
-    assert report(way.act())["state"]["do"] == "newer"
+    assert reporter.session() == after_newer, "but no longer writes the session"
+    assert report(reporter.act())["state"]["do"] == "newer"
 
 
 def test_a_superseded_run_keeps_the_files_it_was_started_with(reporter: Way) -> None:

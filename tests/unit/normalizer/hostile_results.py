@@ -94,9 +94,9 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "fields without options": lambda: _form(
         b"[" + b",".join(b'{"name":"%d","kind":"enum"}' % i for i in range(240_000)) + b"]"
     ),
-    "equal fields": lambda: _form(_fill(b'{"name":"a","kind":"text"}')),
+    "equal fields": lambda: _form(b"[%s]" % b",".join([b'{"name":"a","kind":"text"}'] * 290_000)),
     "wide charts": lambda: _charts(b'{"a":[%s{}]}' % (b'"a",' * 128_000)),
-    "charts of many parts": lambda: _charts(b'{"a":[%s]}' % b",".join([b'{"a":{}}'] * 4000)),
+    "charts of many parts": lambda: _charts(b'{"a":[%s]}' % b",".join([b'{"a":{}}'] * 3900)),
     "tables of NaN": lambda: _result(
         b"[%s]"
         % b",".join(
@@ -104,7 +104,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
                 b'{"kind":"table","columns":[%s],"rows":[%s]}'
                 % (
                     b",".join(b'{"key":"%d","label":"x"}' % i for i in range(40)),
-                    b",".join([b"{%s}" % b",".join(b'"%d":NaN' % i for i in range(40))] * 350),
+                    b",".join([b"{%s}" % b",".join(b'"%d":NaN' % i for i in range(40))] * 290),
                 )
             ]
             * 50
