@@ -44,7 +44,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     upload_max_file_bytes: Positive = 20_000_000
     upload_max_total_bytes: Positive = 50_000_000
     upload_max_field_bytes: Positive = 1_000_000
-    upload_buffer_bytes: Positive = 64 * MIB
+    upload_buffer_bytes: Positive = 40 * MIB
     upload_idle_seconds: Positive = 30
 
     login_ttl_seconds: Positive = 14 * 86_400

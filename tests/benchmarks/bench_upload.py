@@ -31,9 +31,9 @@ import aioboto3
 TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "faults"), str(TESTS.parent)]
 
+from fault_tools import FILE_FIELD, IDLE  # noqa: E402
 from raw_http import END, RawUpload, part  # noqa: E402
 from service import Service  # noqa: E402
-from tools import FILE_FIELD, IDLE  # noqa: E402
 
 from app.dev import DevService, run_service  # noqa: E402
 from app.devstack import S3_ACCESS_KEY, S3_SECRET_KEY, free_port  # noqa: E402

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
-from service import Client, Service
-from steps import Way, log_in, publish
-from tiny_tools import DO_FIELD, FILE_FIELD, REPORTER
+from service import TIMEOUT_SECONDS, Client, Service
+from steps import DocumentCheck, Way, log_in, publish
+from tiny_tools import DO_FIELD, FILE_FIELD, QUIET, REPORTER
 
 from app.dev import run_service
 from app.devstack import free_port
@@ -74,3 +76,23 @@ def idle_service(stacks_dir: Path) -> Iterator[Service]:
     data_dir = stacks_dir / "idle"
     with run_service(data_dir, ports=ports, workers=0, overrides=overrides) as running:
         yield Service(running)
+
+
+@pytest.fixture(scope="session")
+def quiet(service: Service) -> dict[str, Any]:
+    return publish(service, QUIET, [FILE_FIELD])
+
+
+@pytest.fixture(scope="session")
+def stranger(service: Service) -> Iterator[httpx.Client]:
+    """Somebody who has not logged in."""
+    base_url = f"{service.running.urls[0]}/api/v1"
+    with httpx.Client(base_url=base_url, timeout=TIMEOUT_SECONDS) as client:
+        client.event_hooks["response"].append(DocumentCheck(service.running.urls[0]))
+        yield client
+
+
+@pytest.fixture(scope="session")
+def document(stranger: httpx.Client) -> dict[str, Any]:
+    found: dict[str, Any] = stranger.get(f"{str(stranger.base_url)[:-8]}/schema").json()
+    return found

@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 
 import pytest
 from cluster import Cluster, Process, eventually
+from fault_tools import FILE_FIELD, IDLE
 from raw_http import BOUNDARY, END, RawUpload, form, part, zeros
-from tools import FILE_FIELD, IDLE
 
 SLUG = "idle_limits"
 FILE_MAX = 20_000_000

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from cluster import Cluster, Process
+from fault_tools import FILE_FIELD, IDLE
 from raw_http import RawUpload, form
-from tools import FILE_FIELD, IDLE
 
 SLUG = "idle_memory"
 UPLOADS = 10
 FILES = [(f"{number}.bin", 16_600_000) for number in range(3)]
-MOST_RISE_BYTES = 120 * 1024 * 1024
+MOST_RISE_BYTES = 120_000_000
 
 
 @pytest.fixture(scope="module")

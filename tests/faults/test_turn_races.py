@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import httpx
 import pytest
 from cluster import Cluster, Process
+from fault_tools import TELL, TELL_SCHEMA, seen_by
 from service import Client
-from tools import TELL, TELL_SCHEMA, seen_by
 
 SLUG = "tell_races"
 TURNS = 50

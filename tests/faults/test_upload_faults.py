@@ -4,8 +4,8 @@ from hashlib import sha256
 
 import pytest
 from cluster import Cluster, Process, eventually
+from fault_tools import TELL, TELL_SCHEMA, seen_by
 from raw_http import RawUpload, form, part
-from tools import TELL, TELL_SCHEMA, seen_by
 
 SLUG = "tell_faults"
 OLD = b"the old file"

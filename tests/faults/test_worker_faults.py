@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 from cluster import SETTINGS, Cluster, Process, eventually
+from fault_tools import TELL, TELL_SCHEMA, seen_by
 from service import Client
-from tools import TELL, TELL_SCHEMA, seen_by
 
 SLUG = "tell_workers"
 

@@ -36,21 +36,6 @@ def run_tool(input_dir, output_dir):
 """
 TELL_SCHEMA = [*FILE_FIELD, {"kind": "number", "name": "seconds", "label": "Sekunder"}]
 
-# Leaves a mark for each time that it is executed, then takes its time.
-COUNTED = """
-import time
-
-import skriptoteket_toolkit as toolkit
-
-
-def run_tool(input_dir, output_dir):
-    inputs = toolkit.read_inputs() or {}
-    toolkit.progress(0.5, "kör")
-    time.sleep(float(inputs.get("seconds") or 0))
-    return {"outputs": [{"kind": "notice", "level": "info", "message": "klart"}]}
-"""
-COUNTED_SCHEMA = [{"kind": "number", "name": "seconds", "label": "Sekunder"}]
-
 
 def seen_by(run: dict) -> dict[str, str]:
     """The files that a run of TELL saw: name → SHA-256."""
