@@ -8,7 +8,7 @@ from litestar import Litestar, Router
 from litestar.config.app import AppConfig
 
 from app.api import artifacts, auth, editor, health, runs, sessions, tools
-from app.api.deps import DEPENDENCIES, StrictRequest, require_json
+from app.api.deps import DEPENDENCIES, StrictRequest, authorize, require_json
 from app.api.errors import EXCEPTION_HANDLERS
 from app.api.middleware import LingeringClose, RequestContext
 from app.api.openapi import complete_document, make_openapi_config
@@ -39,7 +39,7 @@ def create_app(settings: Settings) -> Any:
             editor.router,
             health.router,
         ],
-        guards=[require_json],
+        guards=[authorize, require_json],
     )
     litestar = Litestar.from_config(
         AppConfig(

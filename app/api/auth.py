@@ -8,7 +8,7 @@ from litestar import Request, Response, Router, delete, get, post
 from litestar.datastructures import Cookie
 from litestar.di import NamedDependency
 
-from app.api.deps import CSRF_COOKIE, SESSION_COOKIE
+from app.api.deps import CSRF_COOKIE, PUBLIC, SESSION_COOKIE
 from app.api.schemas import (
     LoginBody,
     NewTokenView,
@@ -25,7 +25,7 @@ from app.usecases import accounts
 from app.wiring import Services
 
 
-@post("/login", status_code=200)
+@post("/login", status_code=200, opt=PUBLIC)
 async def log_in(
     request: Request[Any, Any, Any], services: NamedDependency[Services], data: LoginBody
 ) -> Response[UserView]:

@@ -3,15 +3,14 @@
 import base64
 import re
 import secrets
-from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 from uuid import UUID
 
 import msgspec
 from litestar import Request
 from litestar.connection import ASGIConnection
-from litestar.di import NamedDependency, Provide
+from litestar.di import Provide
 from litestar.handlers.base import BaseRouteHandler
 
 from app.domain.users import Role, User
@@ -35,6 +34,11 @@ MAX_PAGE = 200
 
 T = TypeVar("T")
 AnyRequest = Request[Any, Any, Any]
+AnyConnection = ASGIConnection[Any, Any, Any, Any]
+# For a handler's `opt`: who may call it. Without, it is any user.
+PUBLIC = {"access": "public"}
+CONTRIBUTORS = {"access": "contributor"}
+ADMINS = {"access": "admin"}
 
 
 class StrictRequest(Request[Any, Any, Any]):
@@ -52,53 +56,59 @@ def provide_services(request: AnyRequest) -> Services:
     return services
 
 
-async def provide_user(request: AnyRequest, services: NamedDependency[Services]) -> User:
-    """Return who asks: by `Authorization: Bearer`, else by the browser's cookie.
-
-    Raises:
-        NotAuthenticated: neither names an active user.
-        CsrfFailed: a state-changing call by cookie does not carry the session's token.
-    """
-    authorization = request.headers.get("authorization")
-    if authorization is not None:
-        scheme, _, token = authorization.partition(" ")
-        now = datetime.now(UTC)
-        if scheme.lower() == "bearer":
-            user = await accounts.find_token_user(services.db, token.strip(), now)
-            if user is not None:
-                return user
-        raise NotAuthenticated("API-nyckeln gäller inte.")
-    cookie = request.cookies.get(SESSION_COOKIE)
-    found = (
-        None
-        if cookie is None
-        else await accounts.find_session_user(services.db, services.logins, cookie)
-    )
-    if found is None:
-        raise NotAuthenticated
-    user, session = found
-    if request.method not in SAFE_METHODS:
-        sent = request.headers.get(CSRF_HEADER, "")
-        if not secrets.compare_digest(sent.encode(), session.csrf_token.encode()):
-            raise CsrfFailed
+def provide_user(request: AnyRequest) -> User:
+    """Return who asks; `authorize` has found out before anything of the body was read."""
+    user: User = request.scope["user"]
     return user
-
-
-def _role_provider(least: Role) -> Callable[..., Any]:
-    async def provide(user: NamedDependency[User]) -> User:
-        if not user.has_role(least):
-            raise Forbidden
-        return user
-
-    return provide
 
 
 DEPENDENCIES = {
     "services": Provide(provide_services, sync_to_thread=False),
-    "user": Provide(provide_user),
-    "contributor": Provide(_role_provider("contributor")),
-    "admin": Provide(_role_provider("admin")),
+    "user": Provide(provide_user, sync_to_thread=False),
 }
+
+
+async def authorize(connection: AnyConnection, handler: BaseRouteHandler) -> None:
+    """Find out who asks and hold it against the handler's `access` (a guard, see `PUBLIC`).
+
+    Raises:
+        NotAuthenticated: nobody that we know.
+        CsrfFailed: a state-changing call by cookie does not carry the session's token.
+        Forbidden: the user's role is not enough.
+    """
+    access: Literal["public"] | Role = handler.opt.get("access", "user")
+    if access == "public":
+        return
+    user = await _authenticate(connection)
+    if not user.has_role(access):
+        raise Forbidden
+    connection.scope["user"] = user
+
+
+async def _authenticate(connection: AnyConnection) -> User:
+    """By `Authorization: Bearer` if there is such a header, else by the browser's cookie."""
+    services: Services = connection.app.state.services
+    authorization = connection.headers.get("authorization")
+    if authorization is not None:
+        scheme, _, token = authorization.partition(" ")
+        if scheme.lower() == "bearer":
+            now = datetime.now(UTC)
+            user = await accounts.find_token_user(services.db, token.strip(), now)
+            if user is not None:
+                return user
+        raise NotAuthenticated("API-nyckeln gäller inte.")
+    cookie = connection.cookies.get(SESSION_COOKIE)
+    if cookie is None:
+        raise NotAuthenticated
+    found = await accounts.find_session_user(services.db, services.logins, cookie)
+    if found is None:
+        raise NotAuthenticated
+    user, session = found
+    if isinstance(connection, Request) and connection.method not in SAFE_METHODS:
+        sent = connection.headers.get(CSRF_HEADER, "")
+        if not secrets.compare_digest(sent.encode(), session.csrf_token.encode()):
+            raise CsrfFailed
+    return user
 
 
 def read_wait_seconds(request: AnyRequest) -> int | None:
@@ -114,7 +124,7 @@ def read_wait_seconds(request: AnyRequest) -> int | None:
     return None
 
 
-def require_json(connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+def require_json(connection: AnyConnection, handler: BaseRouteHandler) -> None:
     """Guard: a JSON body says that it is one. A form of another site cannot (CSRF)."""
     if "data" not in handler.parsed_fn_signature.parameters:
         return

@@ -9,7 +9,7 @@ from litestar import Request, Response, Router, delete, get, patch, post, put
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
-from app.api.deps import check_page_size, decode_cursor, encode_cursor
+from app.api.deps import ADMINS, CONTRIBUTORS, check_page_size, decode_cursor, encode_cursor
 from app.api.runs import answer_action, answer_started
 from app.api.schemas import (
     ActionStarted,
@@ -45,14 +45,14 @@ from app.wiring import Services
 @get("/tools")
 async def list_own_tools(
     services: NamedDependency[Services],
-    contributor: NamedDependency[User],
+    user: NamedDependency[User],
     limit: FromQuery[int | None] = None,
     cursor: FromQuery[str | None] = None,
 ) -> EditorToolPage:
     """The caller's own tools, every tool for an admin, published or not."""
     size = check_page_size(limit)
     after = decode_cursor(cursor, tuple[str, UUID])
-    found = await tools.list_editable(services.db, contributor, after, size + 1)
+    found = await tools.list_editable(services.db, user, after, size + 1)
     last = found[size - 1] if len(found) > size else None
     return EditorToolPage(
         items=[view_editor_tool(tool) for tool in found[:size]],
@@ -62,7 +62,7 @@ async def list_own_tools(
 
 @post("/tools", status_code=201)
 async def create_tool(
-    services: NamedDependency[Services], contributor: NamedDependency[User], data: NewToolBody
+    services: NamedDependency[Services], user: NamedDependency[User], data: NewToolBody
 ) -> EditorTool:
     """Add a tool, not yet published."""
     texts = {
@@ -70,31 +70,31 @@ async def create_tool(
         "summary": data.summary,
         "usage_instructions": data.usage_instructions,
     }
-    tool = await tools.create_tool(services.db, contributor, data.slug, texts, datetime.now(UTC))
+    tool = await tools.create_tool(services.db, user, data.slug, texts, datetime.now(UTC))
     return view_editor_tool(tool)
 
 
 @patch("/tools/{tool_id:uuid}")
 async def update_tool(
     services: NamedDependency[Services],
-    contributor: NamedDependency[User],
+    user: NamedDependency[User],
     tool_id: FromPath[UUID],
     data: ToolPatchBody,
 ) -> EditorTool:
     """Change a tool's title, summary or instructions."""
     texts = msgspec.structs.asdict(data)
-    tool = await tools.update_tool(services.db, contributor, tool_id, texts, datetime.now(UTC))
+    tool = await tools.update_tool(services.db, user, tool_id, texts, datetime.now(UTC))
     return view_editor_tool(tool)
 
 
 @get("/tools/{tool_id:uuid}/versions")
 async def list_versions(
     services: NamedDependency[Services],
-    contributor: NamedDependency[User],
+    user: NamedDependency[User],
     tool_id: FromPath[UUID],
 ) -> VersionList:
     """A tool's versions, newest first, without their code."""
-    await tools.get_editable_tool(services.db, contributor, tool_id)
+    await tools.get_editable_tool(services.db, user, tool_id)
     versions = await tool_store.list_versions(services.db, tool_id)
     return VersionList(items=[summarize_version(version) for version in versions])
 
@@ -102,66 +102,64 @@ async def list_versions(
 @post("/tools/{tool_id:uuid}/versions", status_code=201)
 async def create_version(
     services: NamedDependency[Services],
-    contributor: NamedDependency[User],
+    user: NamedDependency[User],
     tool_id: FromPath[UUID],
     data: NewVersionBody,
 ) -> VersionView:
     """Add a draft."""
-    tool = await tools.get_editable_tool(services.db, contributor, tool_id)
-    version = await tools.create_version(
-        services.db, tool, contributor, _code(data), datetime.now(UTC)
-    )
+    tool = await tools.get_editable_tool(services.db, user, tool_id)
+    version = await tools.create_version(services.db, tool, user, _code(data), datetime.now(UTC))
     return view_version(version)
 
 
 @get("/tool-versions/{version_id:uuid}")
 async def show_version(
     services: NamedDependency[Services],
-    contributor: NamedDependency[User],
+    user: NamedDependency[User],
     version_id: FromPath[UUID],
 ) -> VersionView:
     """One version with its code."""
-    _, version = await tools.get_editable_version(services.db, contributor, version_id)
+    _, version = await tools.get_editable_version(services.db, user, version_id)
     return view_version(version)
 
 
 @put("/tool-versions/{version_id:uuid}")
 async def save_draft(
     services: NamedDependency[Services],
-    contributor: NamedDependency[User],
+    user: NamedDependency[User],
     version_id: FromPath[UUID],
     data: DraftBody,
 ) -> VersionView:
     """Save a draft; 409 `edit_conflict` if somebody saved it since `expected_rev`."""
     now = datetime.now(UTC)
     saved = await tools.save_draft(
-        services.db, contributor, version_id, data.expected_rev, _code(data), now
+        services.db, user, version_id, data.expected_rev, _code(data), now
     )
     return view_version(saved)
 
 
-@post("/tool-versions/{version_id:uuid}/publish", status_code=200)
+@post("/tool-versions/{version_id:uuid}/publish", status_code=200, opt=ADMINS)
 async def publish_version(
-    services: NamedDependency[Services], admin: NamedDependency[User], version_id: FromPath[UUID]
+    services: NamedDependency[Services], user: NamedDependency[User], version_id: FromPath[UUID]
 ) -> VersionView:
     """Publish a version: new sessions get it, sessions under way stay on theirs."""
-    _, version = await tools.get_editable_version(services.db, admin, version_id)
-    return view_version(await tools.publish(services.db, admin, version, datetime.now(UTC)))
+    _, version = await tools.get_editable_version(services.db, user, version_id)
+    return view_version(await tools.publish(services.db, user, version, datetime.now(UTC)))
 
 
 @post("/tool-versions/{version_id:uuid}/run-sandbox", status_code=202, request_max_body_size=None)
 async def run_sandbox(
     request: Request[Any, Any, Any],
     services: NamedDependency[Services],
-    contributor: NamedDependency[User],
+    user: NamedDependency[User],
     version_id: FromPath[UUID],
 ) -> Response[SandboxRunView]:
     """Try a version out, with the same form as a published tool; also shows what it printed."""
-    _, version = await tools.get_editable_version(services.db, contributor, version_id)
+    _, version = await tools.get_editable_version(services.db, user, version_id)
     target = RunTarget(version, fixed_context=sandbox_context(version_id))
     parts = stream_form(request, services.settings)
-    run_id = await services.runs.start_initial(contributor, target, parts)
-    answer = await answer_started(request, services, contributor, run_id)
+    run_id = await services.runs.start_initial(user, target, parts)
+    answer = await answer_started(request, services, user, run_id)
     return cast("Response[SandboxRunView]", answer)
 
 
@@ -169,45 +167,45 @@ async def run_sandbox(
 async def start_sandbox_action(
     request: Request[Any, Any, Any],
     services: NamedDependency[Services],
-    contributor: NamedDependency[User],
+    user: NamedDependency[User],
     version_id: FromPath[UUID],
     data: SandboxActionBody,
 ) -> Response[ActionStarted]:
     """Take the next step of a test session."""
-    key = await _sandbox_key(services, contributor, version_id)
+    key = await _sandbox_key(services, user, version_id)
     action = ActionRequest(data.action_id, data.input, data.expected_state_rev)
-    return await answer_action(request, services, contributor, key, action)
+    return await answer_action(request, services, user, key, action)
 
 
 @get("/tool-versions/{version_id:uuid}/session")
 async def show_sandbox_session(
     services: NamedDependency[Services],
-    contributor: NamedDependency[User],
+    user: NamedDependency[User],
     version_id: FromPath[UUID],
 ) -> SessionView:
     """State, revision and actions of the caller's test session."""
-    key = await _sandbox_key(services, contributor, version_id)
+    key = await _sandbox_key(services, user, version_id)
     return await sessions.view_session(services.db, key.tool_id, key.user_id, key.context)
 
 
 @get("/tool-versions/{version_id:uuid}/session-files")
 async def show_sandbox_files(
     services: NamedDependency[Services],
-    contributor: NamedDependency[User],
+    user: NamedDependency[User],
     version_id: FromPath[UUID],
 ) -> SessionFilesView:
     """The saved files of the caller's test session."""
-    return await view_files(services, await _sandbox_key(services, contributor, version_id))
+    return await view_files(services, await _sandbox_key(services, user, version_id))
 
 
 @delete("/tool-versions/{version_id:uuid}/session-files", status_code=204)
 async def clear_sandbox_files(
     services: NamedDependency[Services],
-    contributor: NamedDependency[User],
+    user: NamedDependency[User],
     version_id: FromPath[UUID],
 ) -> None:
     """Delete the saved files of the caller's test session."""
-    key = await _sandbox_key(services, contributor, version_id)
+    key = await _sandbox_key(services, user, version_id)
     await sessions.clear_files(services.db, services.session_files, key, datetime.now(UTC))
 
 
@@ -238,4 +236,5 @@ router = Router(
         clear_sandbox_files,
     ],
     tags=["editor"],
+    opt=CONTRIBUTORS,
 )

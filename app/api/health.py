@@ -7,6 +7,7 @@ from collections.abc import Awaitable
 from litestar import Response, Router, get
 from litestar.di import NamedDependency
 
+from app.api.deps import PUBLIC
 from app.api.schemas import View
 from app.errors import AppError
 from app.log import get_log
@@ -61,4 +62,4 @@ async def _check(name: str, check: Awaitable[str | None]) -> DependencyView:
     return DependencyView(status=status, duration_ms=duration_ms, detail=detail)
 
 
-router = Router("/health", route_handlers=[show_live, show_ready], tags=["health"])
+router = Router("/health", route_handlers=[show_live, show_ready], tags=["health"], opt=PUBLIC)

@@ -273,3 +273,16 @@ def test_a_contributor_writes_saves_and_tries_out_a_tool(carin: Client, admin: C
     renamed = carin.patch(f"/editor/tools/{tool['id']}", json={"title": "Åtgärdat"}).json()
     assert (renamed["title"], renamed["slug"]) == ("Åtgärdat", slug)
     assert [item["number"] for item in carin.get(versions).json()["items"]] == [1]
+
+
+@pytest.mark.parametrize(
+    "path", ["/start_action", "/auth/tokens", "/editor/tools", "/tools/finns-inte/run"]
+)
+def test_who_asks_is_found_out_before_the_body_is_read(service: Service, path: str) -> None:
+    stranger = httpx.Client(base_url=f"{service.running.urls[0]}/api/v1")
+    with stranger:
+        answer = stranger.post(
+            path, content=b"{not json", headers={"content-type": "application/json"}
+        )
+    assert answer.status_code == 401
+    assert answer.json()["code"] == "not_authenticated"
