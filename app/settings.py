@@ -45,6 +45,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     upload_max_total_bytes: Positive = 50_000_000
     upload_max_field_bytes: Positive = 1_000_000
     upload_buffer_bytes: Positive = 40 * MIB
+    upload_buffer_max_bytes: Positive = 256 * MIB  # only while slow clients hold the former
     upload_idle_seconds: Positive = 30
 
     login_ttl_seconds: Positive = 14 * 86_400

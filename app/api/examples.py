@@ -222,6 +222,10 @@ PUBLISHED_VERSION = VersionView(
     **_VERSION | {"status": "published", "published_at": _SOON}, **_CODE
 )
 
+EVENTS = (
+    'id: 1795226400000-0\nevent: status\ndata: {"status":"running"}\n\n'
+    'id: 1795226400250-0\nevent: progress\ndata: {"fraction":0.5,"text":"Sida 1 av 2"}\n\n'
+)
 LIVE = {"status": "ok"}
 _UP, _DOWN = (DependencyView(status=word, duration_ms=1.2) for word in ("ok", "unavailable"))
 READY = ReadyView(status="ok", dependencies={"database": _UP, "redis": _UP, "s3": _UP})

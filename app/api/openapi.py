@@ -81,6 +81,7 @@ DOCS: dict[str, Doc] = {
     "list_runs": Doc({200: x.RUNS}),
     "show_run": Doc({200: x.RUN}, (e.NotFound,)),
     "cancel_run": Doc({202: None}, (e.NotFound, e.RunFinished)),
+    "stream_events": Doc({200: x.EVENTS}, (e.NotFound,)),
     "list_artifacts": Doc({200: x.ARTIFACTS}, (e.NotFound,)),
     "download_artifact": Doc({200: "%PDF-1.7 …", 206: "%PDF"}, (e.NotFound, e.RangeNotSatisfiable)),
     "list_own_tools": Doc({200: x.EDITOR_TOOLS}),

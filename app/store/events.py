@@ -1,10 +1,12 @@
 """Events of runs over Redis pub/sub: who waits for a run hears of it, on whichever node.
 
 An event is a hint, never the truth: a subscriber reads the run from PostgreSQL. So a lost message
-costs time and nothing else.
+costs time and nothing else. The last events of each run are kept for a while, so that who lost the
+connection can go on after the last one that it saw.
 """
 
 import asyncio
+import re
 from collections import defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -19,12 +21,24 @@ from app.log import get_log
 
 log = get_log(__name__)
 
+_EVENT_ID = re.compile(r"\d{1,20}-\d{1,20}")
+
 BACKLOG = 100  # events a slow subscriber may lag behind before it loses the oldest
 RECONNECT_SECONDS = 0.5
 # A hint is worth no more than this of a run's time.
 PUBLISH_SECONDS = 1.0
 # After so long a silence the server is asked whether it is there, and has as long to answer.
 SILENCE_SECONDS = 5.0
+KEPT_EVENTS = 200
+KEPT_SECONDS = 3600
+
+# Number the event by the run's stream, keep it there, and tell the listeners: in one step, so that
+# nobody is told of an event that a replay would not find.
+_PUBLISH = """
+local id = redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*', 'event', ARGV[1])
+redis.call('EXPIRE', KEYS[1], ARGV[3])
+redis.call('PUBLISH', KEYS[2], id .. ' ' .. ARGV[1])
+"""
 
 
 class RunEvent(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -36,6 +50,7 @@ class RunEvent(msgspec.Struct, frozen=True, omit_defaults=True):
     status: str | None = None
     fraction: float | None = None
     text: str | None = None
+    id: str | None = None  # "milliseconds-number", rising; None for an empty one
 
 
 class Subscription:
@@ -59,6 +74,7 @@ class RunEvents:
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
+        self._publish = redis.register_script(_PUBLISH)
         self._pubsub = redis.pubsub(ignore_subscribe_messages=False)
         self._subscriptions: dict[str, set[Subscription]] = defaultdict(set)
         # An UNSUBSCRIBE must not overtake the SUBSCRIBE of somebody who came after it.
@@ -68,7 +84,10 @@ class RunEvents:
         """Tell whoever listens; a Redis that is away is logged and otherwise ignored."""
         try:
             async with asyncio.timeout(PUBLISH_SECONDS):
-                await self._redis.publish(_channel(run_id), msgspec.json.encode(event))
+                await self._publish(
+                    keys=[_log_key(run_id), _channel(run_id)],
+                    args=[msgspec.json.encode(event), KEPT_EVENTS, KEPT_SECONDS],
+                )
         except (RedisError, OSError) as error:
             log.warning("run.event_lost", run_id=run_id, error=str(error))
 
@@ -95,6 +114,19 @@ class RunEvents:
                     self._subscriptions.pop(channel, None)
                     with suppress(RedisError, OSError):
                         await self._pubsub.unsubscribe(channel)
+
+    async def replay(self, run_id: UUID, after: str | None) -> list[RunEvent]:
+        """Return the kept events of a run in order, those after an id or all of them.
+
+        An id that is none of ours, and a Redis that is away, give what can be given: all, nothing.
+        """
+        start = f"({after}" if after and _EVENT_ID.fullmatch(after) else "-"
+        try:
+            entries = await self._redis.xrange(_log_key(run_id), min=start)
+        except (RedisError, OSError) as error:
+            log.warning("run.replay_failed", run_id=run_id, error=str(error))
+            return []
+        return [_decode(entry_id, fields[b"event"]) for entry_id, fields in entries]
 
     async def listen(self) -> None:
         """Deliver events until cancelled. The client subscribes anew after a lost connection."""
@@ -139,7 +171,7 @@ class RunEvents:
                     subscription.put(RunEvent())
                 subscription.ready.set()
         elif message["type"] == "message":
-            event = msgspec.json.decode(message["data"], type=RunEvent)
+            event = _decode(*message["data"].split(b" ", 1))
             for subscription in subscriptions:
                 subscription.put(event)
 
@@ -155,6 +187,14 @@ async def open_run_events(redis: Redis) -> AsyncIterator[RunEvents]:
         with suppress(asyncio.CancelledError):
             await listener
         await events.aclose()
+
+
+def _decode(event_id: bytes, data: bytes) -> RunEvent:
+    return msgspec.structs.replace(msgspec.json.decode(data, type=RunEvent), id=event_id.decode())
+
+
+def _log_key(run_id: UUID) -> str:
+    return f"run-events:{run_id}"
 
 
 def _channel(run_id: UUID) -> str:

@@ -64,7 +64,7 @@ class ObjectStore:
         )
         self._conditional: ConditionalWrites | None = None
         self._probing = asyncio.Lock()
-        self.buffers = BufferBudget(settings.upload_buffer_bytes)
+        self.buffers = BufferBudget(settings.upload_buffer_bytes, settings.upload_buffer_max_bytes)
 
     # --- Small objects --------------------------------------------------------------------
 

@@ -1,24 +1,30 @@
 """Memory of uploads: a byte budget a node, and a part's bytes as a request body.
 
-Invariant: whoever waits for a buffer holds only buffers that are on their way to the server, so the
-budget always drains and a wait always ends.
+Invariant: whoever waits for a buffer holds only buffers that are on their way to the server. What
+others hold may fill slowly, as slowly as their clients send: so a wait that lasts is let over the
+budget, up to a second, harder one.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator
 
-PART_BYTES = 5 * 1024 * 1024  # The least that S3 takes for a part that is not the last.
+# S3 takes no less than 5 MiB for a part that is not the last; each part costs a round trip.
+PART_BYTES = 8 * 1024 * 1024
+# Fast uploads give back a buffer in a fraction of this; who waits longer waits for slow clients.
+PATIENCE_SECONDS = 3.0
 SLICE_BYTES = 128 * 1024
 
 
 class BufferBudget:
     """Bytes that all uploads of this process may hold in part buffers; first come, first served."""
 
-    def __init__(self, total_bytes: int) -> None:
+    def __init__(self, total_bytes: int, max_bytes: int) -> None:
+        """`total_bytes` is the budget; waits that last are let over it, up to `max_bytes`."""
         # One part must fit, or nothing would ever be uploaded.
         self.total_bytes = max(total_bytes, PART_BYTES)
         self.free_bytes = self.total_bytes
+        self._overdraft_bytes = max(max_bytes - self.total_bytes, 0)
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     async def reserve(self, count: int) -> None:
@@ -26,8 +32,10 @@ class BufferBudget:
         if not self._waiting and count <= self.free_bytes:
             self.free_bytes -= count
             return
-        turn = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        turn = loop.create_future()
         self._waiting.append((count, turn))
+        loop.call_later(PATIENCE_SECONDS, self._overdraw, count, turn)
         try:
             await turn
         except asyncio.CancelledError:
@@ -41,6 +49,16 @@ class BufferBudget:
     def release(self, count: int) -> None:
         self.free_bytes += count
         self._serve()
+
+    def _overdraw(self, count: int, turn: asyncio.Future[None]) -> None:
+        if turn.done():
+            return
+        if count <= self.free_bytes + self._overdraft_bytes:
+            self._waiting.remove((count, turn))
+            self.free_bytes -= count
+            turn.set_result(None)
+        else:
+            asyncio.get_running_loop().call_later(PATIENCE_SECONDS, self._overdraw, count, turn)
 
     def _serve(self) -> None:
         while self._waiting and self._waiting[0][0] <= self.free_bytes:

@@ -101,6 +101,8 @@ CREATE TABLE tool_runs (
     expected_state_rev  integer,
     files               jsonb NOT NULL DEFAULT '[]'::jsonb,
     state_rev           integer,
+    -- The tool delivered: whatever happens now, it is not executed again (rule 11).
+    has_result          boolean NOT NULL DEFAULT false,
     attempt             integer NOT NULL DEFAULT 0,
     lease_owner         text,
     lease_expires_at    timestamptz,
