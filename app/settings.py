@@ -63,7 +63,6 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     run_work_bytes: Positive = 512 * MIB
     run_output_max_bytes: Positive = 200_000
     run_result_max_bytes: Positive = 8 * MIB
-    run_error_max_bytes: Positive = 20_000
     run_max_attempts: Positive = 2
     run_queue_timeout_seconds: Positive = 600
     run_lease_seconds: Positive = 15

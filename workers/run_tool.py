@@ -112,7 +112,7 @@ class RunTool:
             source=run.source,
             entrypoint=run.entrypoint,
             files=files,
-            limits=self._limits(run),
+            limits=make_limits(self.settings, is_sandbox=run.is_sandbox),
             inputs=msgspec.json.encode(run.inputs or {}) if run.kind is RunKind.INITIAL else None,
             action=None if run.action is None else msgspec.json.encode(run.action),
         )
@@ -132,24 +132,7 @@ class RunTool:
         # Objects before the SQL commit: a row never names an artifact that is not there.
         for number, artifact in enumerate(result.artifacts):
             await self.artifacts.put_path(run.id, number, artifact.spooled)
-        return interpret_result(result, self.settings)
-
-    def _limits(self, run: ClaimedRun) -> SandboxLimits:
-        settings = self.settings
-        return SandboxLimits(
-            timeout_seconds=settings.sandbox_run_timeout_seconds
-            if run.is_sandbox
-            else settings.run_timeout_seconds,
-            memory_bytes=settings.run_memory_bytes,
-            cpus=settings.run_cpus,
-            processes=settings.run_processes,
-            work_bytes=settings.run_work_bytes,
-            output_max_bytes=settings.run_output_max_bytes,
-            result_max_bytes=settings.run_result_max_bytes,
-            artifacts_max_files=settings.artifacts_max_files,
-            artifact_max_bytes=settings.artifact_max_bytes,
-            artifacts_max_total_bytes=settings.artifacts_max_total_bytes,
-        )
+        return interpret_result(result)
 
     async def _finish(self, run: ClaimedRun, finished: FinishedRun) -> None:
         """Write the end; retried, since all of the run's work hangs on this one commit."""
@@ -221,7 +204,25 @@ async def _persist(write: Callable[[], Awaitable[bool]]) -> bool | None:
         delay = min(2 * delay, 1.0)
 
 
-def interpret_result(result: SandboxResult, settings: Settings) -> FinishedRun:
+def make_limits(settings: Settings, *, is_sandbox: bool) -> SandboxLimits:
+    """Return the caps of a run; an editor's test run has a shorter time."""
+    return SandboxLimits(
+        timeout_seconds=settings.sandbox_run_timeout_seconds
+        if is_sandbox
+        else settings.run_timeout_seconds,
+        memory_bytes=settings.run_memory_bytes,
+        cpus=settings.run_cpus,
+        processes=settings.run_processes,
+        work_bytes=settings.run_work_bytes,
+        output_max_bytes=settings.run_output_max_bytes,
+        result_max_bytes=settings.run_result_max_bytes,
+        artifacts_max_files=settings.artifacts_max_files,
+        artifact_max_bytes=settings.artifact_max_bytes,
+        artifacts_max_total_bytes=settings.artifacts_max_total_bytes,
+    )
+
+
+def interpret_result(result: SandboxResult) -> FinishedRun:
     """Say what a sandbox's result means: the run's status, payload, state and error."""
     stdout, stderr = _captured(result.stdout), _captured(result.stderr)
     artifacts = tuple(Artifact(f"output/{a.path}", a.bytes) for a in result.artifacts)

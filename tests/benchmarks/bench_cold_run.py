@@ -21,7 +21,8 @@ from uuid import uuid4
 import docker
 
 from app.settings import Settings
-from workers.sandbox.base import Outcome, SandboxJob, SandboxLimits
+from workers.run_tool import make_limits
+from workers.sandbox.base import Outcome, SandboxJob
 from workers.sandbox.docker import DockerSandbox
 from workers.sandbox.process import ProcessSandbox
 
@@ -29,24 +30,12 @@ EMPTY_TOOL = "def run_tool(input_dir, output_dir):\n    return None\n"
 
 
 def make_job(settings: Settings) -> SandboxJob:
-    limits = SandboxLimits(
-        timeout_seconds=settings.run_timeout_seconds,
-        memory_bytes=settings.run_memory_bytes,
-        cpus=settings.run_cpus,
-        processes=settings.run_processes,
-        work_bytes=settings.run_work_bytes,
-        output_max_bytes=settings.run_output_max_bytes,
-        result_max_bytes=settings.run_result_max_bytes,
-        artifacts_max_files=settings.artifacts_max_files,
-        artifact_max_bytes=settings.artifact_max_bytes,
-        artifacts_max_total_bytes=settings.artifacts_max_total_bytes,
-    )
     return SandboxJob(
         run_id=uuid4(),
         source=EMPTY_TOOL,
         entrypoint="run_tool",
         files=[],
-        limits=limits,
+        limits=make_limits(settings, is_sandbox=False),
         inputs=b"{}",
     )
 
