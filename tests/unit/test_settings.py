@@ -19,7 +19,6 @@ def test_defaults_are_those_of_the_product() -> None:
     assert settings.run_work_bytes == 512 * 1024**2
     assert settings.run_output_max_bytes == 200_000
     assert settings.run_result_max_bytes == 8 * 1024**2
-    assert settings.run_error_max_bytes == 20_000
     assert (settings.artifacts_max_files, settings.artifact_max_bytes) == (50, 50_000_000)
     assert settings.artifacts_max_total_bytes == 200_000_000
     assert (settings.run_max_unfinished, settings.run_queue_timeout_seconds) == (4, 600)
