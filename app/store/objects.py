@@ -45,7 +45,7 @@ from app.store.upload_buffers import BufferBudget, PartBody
 ATTEMPTS = 4
 BACKOFF_SECONDS = 0.1
 # A call that moves bytes may take this much longer for each of them (128 KiB/s).
-SLOWEST_BYTES_PER_SECOND = 128 * 1024
+SLOWEST_BYTES_PER_SECOND = 512 * 1024
 READ_BYTES = 256 * 1024
 PROBE_PREFIX = "sessions/probe/"  # Below a prefix that the lifecycle rules clean.
 
@@ -439,12 +439,15 @@ class ObjectStore:
     ) -> dict[str, Any]:
         """Make one call, again with backoff while the server is unavailable.
 
-        `then` reads the answer's body within the same attempt and time limit.
+        `then` reads the answer's body within the same attempt and time limit. All attempts together
+        have little more time than one: a server that stalls is not worth waiting for thrice.
         """
+        loop = asyncio.get_running_loop()
         limit = self._timeout_seconds + body_bytes / SLOWEST_BYTES_PER_SECOND
+        end = loop.time() + self._timeout_seconds + limit
         for attempt in range(1, attempts + 1):
             try:
-                async with asyncio.timeout(limit):
+                async with asyncio.timeout_at(min(loop.time() + limit, end)):
                     method = getattr(self._client, operation)
                     answer: dict[str, Any] = await method(Bucket=self._bucket, **params)
                     if then is not None:
@@ -452,7 +455,7 @@ class ObjectStore:
                     return answer
             except _DRIVER_ERRORS as error:
                 own, passes = _own_error(error, operation, params.get("Key", ""))
-                if not passes or attempt == attempts:
+                if not passes or attempt == attempts or loop.time() >= end:
                     raise own from error
                 # Full jitter, so that nodes that failed together do not come back together.
                 await asyncio.sleep(random.uniform(0.3, 1) * BACKOFF_SECONDS * 4 ** (attempt - 1))
