@@ -44,7 +44,7 @@ from app.store.upload_buffers import BufferBudget, PartBody
 
 ATTEMPTS = 4
 BACKOFF_SECONDS = 0.1
-# A call that moves bytes may take this much longer for each of them (128 KiB/s).
+# A call that moves bytes may take this much longer for each of them (512 KiB/s).
 SLOWEST_BYTES_PER_SECOND = 512 * 1024
 READ_BYTES = 256 * 1024
 PROBE_PREFIX = "sessions/probe/"  # Below a prefix that the lifecycle rules clean.
