@@ -27,6 +27,7 @@ from app.wiring import Services
 SESSION_COOKIE = "skriptoteket_session"
 CSRF_COOKIE = "csrftoken"
 CSRF_HEADER = "x-csrftoken"
+CSRF_HEADER_ALIAS = "x-csrf-token"  # the other name that clients send by themselves
 SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 MAX_WAIT_SECONDS = 30
 DEFAULT_PAGE = 50
@@ -105,7 +106,8 @@ async def _authenticate(connection: AnyConnection) -> User:
         raise NotAuthenticated
     user, session = found
     if isinstance(connection, Request) and connection.method not in SAFE_METHODS:
-        sent = connection.headers.get(CSRF_HEADER, "")
+        headers = connection.headers
+        sent = headers.get(CSRF_HEADER) or headers.get(CSRF_HEADER_ALIAS, "")
         if not secrets.compare_digest(sent.encode(), session.csrf_token.encode()):
             raise CsrfFailed
     return user

@@ -2,6 +2,7 @@
 
 import time
 import uuid
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -286,3 +287,11 @@ def test_who_asks_is_found_out_before_the_body_is_read(service: Service, path: s
         )
     assert answer.status_code == 401
     assert answer.json()["code"] == "not_authenticated"
+
+
+@pytest.mark.parametrize("header", ["X-CSRFToken", "X-CSRF-Token"])
+def test_both_common_names_of_the_csrf_header_are_taken(service: Service, header: str) -> None:
+    with closing(service.client()) as client:
+        token = client.headers.pop("x-csrftoken")
+        answer = client.post("/auth/tokens", json={"name": "skript"}, headers={header: token})
+    assert answer.status_code == 201
