@@ -23,7 +23,8 @@ check: $(VENV)/.synced ## style, types and import contracts
 
 bench: $(VENV)/.synced ## benchmarks: ratios against a baseline measured in the same run
 	@infra/build-runner-image.sh --if-possible
-	set -e; for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench; done
+	@for bench in tests/benchmarks/bench_*.py; do echo "== $$bench"; $(BIN)/python $$bench || failed=1; done; \
+		exit $${failed:-0}
 
 runner-image: ## the Docker image that tools run in
 	infra/build-runner-image.sh

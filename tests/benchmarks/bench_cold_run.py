@@ -49,7 +49,11 @@ def run_bare(client: docker.APIClient, image: str, network_mode: str) -> None:
 
 
 async def measure(image: str, rounds: int) -> dict[str, list[float]]:
-    client = docker.APIClient(version="auto")
+    try:
+        client = docker.APIClient(version="auto")
+        client.inspect_image(image)
+    except docker.errors.DockerException as error:
+        sys.exit(f"nothing to compare with: no Docker engine, or no image {image} ({error})")
     sandboxes = {"docker run": DockerSandbox(image=image), "process run": ProcessSandbox()}
     times: dict[str, list[float]] = {}
 
