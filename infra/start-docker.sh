@@ -30,14 +30,30 @@ if [[ ${DOCKER_HOST:-unix:///var/run/docker.sock} != unix:///var/run/docker.sock
     exit 1
 fi
 
-# A killed daemon leaves its number behind, which may be another process's by now. One that is alive
-# and slow to answer is left alone: two on the same files would destroy them.
+# A killed daemon leaves its number behind, which may be another process's by now, or that of a
+# zombie, whose command line is empty. One that is alive gets time to answer or to end, and is then
+# left alone: two on the same files would destroy them.
+is_alive() { tr '\0' ' ' 2>/dev/null <"/proc/$2/cmdline" | grep -q "^[^ ]*$1"; }
 if [[ -e /var/run/docker.pid ]]; then
-    if grep -qs dockerd "/proc/$(</var/run/docker.pid)/comm"; then
-        echo "start-docker: dockerd runs as process $(</var/run/docker.pid) but does not answer" >&2
+    pid=$(</var/run/docker.pid)
+    for ((waited = 0; waited < 20; waited++)); do
+        is_alive dockerd "$pid" || break
+        if answer=$(version); then
+            echo "Docker $answer is running already"
+            exit 0
+        fi
+        sleep 0.5
+    done
+    if is_alive dockerd "$pid"; then
+        echo "start-docker: dockerd runs as process $pid but does not answer" >&2
         exit 1
     fi
     rm -f /var/run/docker.pid
+fi
+# The daemon takes a zombie for its containerd and waits for that in vain.
+containerd_pid=/var/run/docker/containerd/containerd.pid
+if [[ -e $containerd_pid ]] && ! is_alive containerd "$(<"$containerd_pid")"; then
+    rm -f "$containerd_pid"
 fi
 # In a session of its own, so that it outlives the shell or the CI step that starts it.
 setsid dockerd >>"$LOG" 2>&1 </dev/null &
