@@ -107,7 +107,7 @@ async def _authenticate(connection: AnyConnection) -> User:
     user, session = found
     if isinstance(connection, Request) and connection.method not in SAFE_METHODS:
         headers = connection.headers
-        sent = headers.get(CSRF_HEADER) or headers.get(CSRF_HEADER_ALIAS, "")
+        sent = headers.get(CSRF_HEADER) or headers.get(CSRF_HEADER_ALIAS) or ""
         if not secrets.compare_digest(sent.encode(), session.csrf_token.encode()):
             raise CsrfFailed
     return user
