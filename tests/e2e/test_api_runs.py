@@ -61,7 +61,9 @@ def test_without_the_preference_a_run_is_queued_and_answered_at_once(
 ) -> None:
     answer = anna.run_tool(quiet["slug"], wait=None)
     run = answer.json()
-    assert (answer.status_code, run["status"]) == (202, "queued")
+    assert answer.status_code == 202
+    # A free worker may have taken it in the moment before the answer was made.
+    assert run["status"] in ("queued", "running")
     assert answer.headers["location"] == f"/api/v1/runs/{run['run_id']}"
     assert "preference-applied" not in answer.headers
     waited = anna.get(f"/runs/{run['run_id']}", headers={"Prefer": "wait=30"})
