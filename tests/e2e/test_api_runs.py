@@ -57,15 +57,21 @@ def test_a_page_that_cannot_be_is_refused(carin: Client, path: str) -> None:
 
 
 def test_without_the_preference_a_run_is_queued_and_answered_at_once(
-    anna: Client, quiet: dict[str, Any]
+    idle_service: Service,
 ) -> None:
-    answer = anna.run_tool(quiet["slug"], wait=None)
-    run = answer.json()
-    assert answer.status_code == 202
-    # A free worker may have taken it in the moment before the answer was made.
-    assert run["status"] in ("queued", "running")
-    assert answer.headers["location"] == f"/api/v1/runs/{run['run_id']}"
-    assert "preference-applied" not in answer.headers
+    # Where nobody works: else a worker may have it in the moment before the answer is made.
+    version = publish(idle_service, QUIET)
+    with log_in(idle_service, "bo") as client:
+        answer = client.run_tool(version["slug"], wait=None)
+        run = answer.json()
+        assert (answer.status_code, run["status"]) == (202, "queued")
+        assert answer.headers["location"] == f"/api/v1/runs/{run['run_id']}"
+        assert "preference-applied" not in answer.headers
+        client.post(f"/runs/{run['run_id']}/cancel").raise_for_status()
+
+
+def test_a_run_can_be_waited_for_after_its_start(anna: Client, quiet: dict[str, Any]) -> None:
+    run = anna.run_tool(quiet["slug"], wait=None).json()
     waited = anna.get(f"/runs/{run['run_id']}", headers={"Prefer": "wait=30"})
     assert waited.json()["status"] == "succeeded"
     assert waited.headers["preference-applied"] == "wait=30"
