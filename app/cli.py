@@ -24,7 +24,7 @@ from app.store.lifecycle import init_storage
 from app.store.objects import open_object_store
 from app.store.postgres import open_database
 from app.usecases.accounts import hash_password
-from app.usecases.seed import seed_script_bank
+from app.usecases.seed import seed_catalogue
 from app.usecases.sessions import clean_up_expired
 from app.wiring import open_services
 
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     add("worker", _worker, "run a worker")
     add("migrate", _migrate, "bring the database's schema up to date")
     add("storage-init", _storage_init, "create the bucket and install its lifecycle rules")
-    add("seed", _seed, "add the script bank's tools to the catalogue")
+    add("seed", _seed, "bring the script bank's tools and the curated apps into the catalogue")
     user = add("add-user", _add_user, "add a user; the password is read from standard input")
     user.add_argument("username")
     user.add_argument("--name", help="display name")
@@ -122,8 +122,8 @@ def _storage_init(args: argparse.Namespace, settings: Settings) -> int:
 def _seed(args: argparse.Namespace, settings: Settings) -> int:
     async def seed() -> None:
         async with open_database(settings.database_url, size=1) as db:
-            for tool in await seed_script_bank(db, datetime.now(UTC)):
-                print(tool.slug)  # noqa: T201
+            for slug in await seed_catalogue(db, datetime.now(UTC)):
+                print(slug)  # noqa: T201
 
     return _run(seed())
 

@@ -37,7 +37,7 @@ from app.store.migrate import migrate
 from app.store.objects import open_object_store
 from app.store.postgres import open_database
 from app.usecases.accounts import hash_password
-from app.usecases.seed import seed_script_bank
+from app.usecases.seed import seed_catalogue
 
 START_TIMEOUT_SECONDS = 60
 STOP_TIMEOUT_SECONDS = 30
@@ -108,7 +108,8 @@ def run_service(
     """
     with ExitStack() as stack:
         devstack = stack.enter_context(run_devstack(data_dir))
-        environment = os.environ | devstack.environment() | (overrides or {})
+        ours = {"WORKER_CACHE_DIR": str(data_dir / "cache")} | devstack.environment()
+        environment = os.environ | ours | (overrides or {})
         asyncio.run(_prepare(environment))
         logs = devstack.data_dir / "logs"
         logs.mkdir(exist_ok=True)
@@ -161,7 +162,7 @@ async def _prepare(environment: dict[str, str]) -> None:
         await init_storage(objects, settings)
     now = datetime.now(UTC)
     async with open_database(settings.database_url, size=1) as db:
-        await seed_script_bank(db, now)
+        await seed_catalogue(db, now)
         for dev in DEV_USERS:
             user = User(
                 id=new_uuid7(now),

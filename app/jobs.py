@@ -10,7 +10,7 @@ from uuid import UUID
 
 import msgspec
 from arq.connections import ArqRedis
-from arq.constants import in_progress_key_prefix
+from arq.constants import in_progress_key_prefix, retry_key_prefix
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
@@ -51,20 +51,28 @@ class Queue:
         """Send the job of a run that has waited for long: it may be lost, or its taker dead.
 
         arq keeps the job of a worker that was killed from all others until its longest timeout is
-        over. Two takers do no harm: one of them claims the run.
+        over, and counts it as tried. Two takers do no harm: one of them claims the run.
         """
+        job_id = _job_id(run_id, attempt)
         try:
-            await self.arq.delete(in_progress_key_prefix + _job_id(run_id, attempt))
+            await self.arq.delete(in_progress_key_prefix + job_id, retry_key_prefix + job_id)
             await self._send(run_id, attempt)
         except (RedisError, OSError) as error:
             log.warning("run.enqueue_failed", run_id=run_id, error=str(error))
 
-    async def _send(self, run_id: UUID, attempt: int) -> None:
+    async def hand_over_run(self, run_id: UUID, attempt: int, worker: str) -> None:
+        """Send a run that a worker gives back while its own job for it has not ended."""
+        try:
+            await self._send(run_id, attempt, f"{_job_id(run_id, attempt)}:{worker}")
+        except (RedisError, OSError) as error:
+            log.warning("run.enqueue_failed", run_id=run_id, error=str(error))
+
+    async def _send(self, run_id: UUID, attempt: int, job_id: str | None = None) -> None:
         await self.arq.enqueue_job(
             RUN_TOOL,
             str(run_id),
             attempt,
-            _job_id=_job_id(run_id, attempt),
+            _job_id=job_id or _job_id(run_id, attempt),
             _queue_name=self._queue_name,
         )
         await self.arq.publish(WAKE_CHANNEL, b"")

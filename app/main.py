@@ -7,7 +7,7 @@ from typing import Any
 from litestar import Litestar, Router
 from litestar.config.app import AppConfig
 
-from app.api import artifacts, auth, editor, events, health, runs, sessions, tools
+from app.api import admin, artifacts, auth, editor, events, health, runs, sessions, tools
 from app.api.deps import DEPENDENCIES, StrictRequest, authorize, require_json
 from app.api.errors import EXCEPTION_HANDLERS
 from app.api.middleware import LingeringClose, RequestContext
@@ -38,6 +38,7 @@ def create_app(settings: Settings) -> Any:
             events.router,
             artifacts.router,
             editor.router,
+            admin.router,
             health.router,
         ],
         guards=[authorize, require_json],

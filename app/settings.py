@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 Positive = Annotated[int, Meta(gt=0)]
+NotNegative = Annotated[int, Meta(ge=0)]
 MIB = 1024 * 1024
 
 
@@ -55,6 +57,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     sandbox: Literal["auto", "docker", "process"] = "auto"
     runner_image: str = "skriptoteket-runner"
+    runner_runtime: str | None = None  # another OCI runtime of the engine, such as runsc
+    # Containers that wait for a run, with modules imported that tools are likely to want.
+    runner_pool_size: NotNegative = 4
+    runner_pool_bytes: Positive = 768 * MIB
+    runner_pool_max_age_seconds: Positive = 900
+    runner_preload: str = "pandas openpyxl docx pypdf jinja2 markdown_it PIL.Image weasyprint"
     run_timeout_seconds: Positive = 120
     sandbox_run_timeout_seconds: Positive = 60
     run_memory_bytes: Positive = 1024 * MIB
@@ -74,7 +82,19 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     artifacts_max_total_bytes: Positive = 200_000_000
     worker_concurrency: Positive = 4
     worker_grace_seconds: Positive = 20
+    # Blobs of session files, kept by the workers of a machine for its next runs. Between workers
+    # of one user; None: skriptoteket/blobs in that user's caches.
+    worker_cache_dir: str | None = None
+    worker_cache_bytes: NotNegative = 2_000_000_000  # 0: no cache
+    xdg_cache_home: str = "~/.cache"
     worker_ready_file: str | None = None  # made when the worker takes runs, removed at its end
+
+    @property
+    def cache_directory(self) -> Path:
+        """Where workers keep blobs; a leading `~` is not expanded yet."""
+        if self.worker_cache_dir:
+            return Path(self.worker_cache_dir)
+        return Path(self.xdg_cache_home or "~/.cache") / "skriptoteket" / "blobs"
 
 
 def load_settings(environ: Mapping[str, str] | None = None) -> Settings:

@@ -18,7 +18,10 @@ from app.store.objects import ObjectStore, open_object_store, require_conditiona
 from app.store.postgres import Database, open_database
 from app.store.redis import Logins, RateLimit, open_redis, own_errors
 from app.store.session_files import S3SessionFileStorage
+from app.usecases.claims import Claims
+from app.usecases.initial_runs import InitialRuns
 from app.usecases.runs import Runs
+from app.usecases.turns import Turns
 
 # Fences wait for each other, never for the main pool; a few at a time are plenty.
 FENCE_POOL_SIZE = 4
@@ -40,6 +43,8 @@ class Services:
     login_limit_by_account: RateLimit
     login_limit_by_address: RateLimit
     upload_limits: UploadLimits
+    initial_runs: InitialRuns
+    turns: Turns
     runs: Runs
 
     def readiness_checks(self) -> dict[str, Awaitable[str | None]]:
@@ -91,6 +96,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             settings.upload_max_file_bytes,
             settings.upload_max_total_bytes,
         )
+        claims = Claims(db, session_files, settings.run_max_unfinished)
         window = settings.login_window_seconds
         yield Services(
             settings=settings,
@@ -108,5 +114,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
                 redis, "address", 10 * settings.login_attempts, window
             ),
             upload_limits=limits,
-            runs=Runs(db, session_files, queue, events, limits, settings.run_max_unfinished),
+            initial_runs=InitialRuns(db, session_files, queue, claims, limits),
+            turns=Turns(db, session_files, queue, claims),
+            runs=Runs(db, events),
         )

@@ -12,6 +12,9 @@
 # Python packages are downloaded here and go in with the build context: a container that builds
 # needs no network and no certificates. An image is current when its label holds the hash of all
 # that goes into it.
+#
+# What is in the image, as a CycloneDX bill of materials:
+#   docker run --rm --entrypoint cat skriptoteket-runner /opt/skriptoteket/sbom.json
 set -euo pipefail
 
 NAME=skriptoteket-runner
@@ -34,7 +37,7 @@ main() {
             --base) BASE=${2:?--base needs a value}; shift 2 ;;
             --debootstrap) DEBOOTSTRAP=1; shift ;;
             --if-possible) IF_POSSIBLE=1; shift ;;
-            -h | --help) sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 0 ;;
+            -h | --help) sed -n '2,18s/^# \{0,1\}//p' "$0"; exit 0 ;;
             *) fail "unknown argument: $1" ;;
         esac
     done
@@ -95,7 +98,7 @@ fail() {
 hash_of() { printf '%s\0' "$@" | sha256sum | cut -c1-64; }
 
 hash_files() {
-    (cd "$infra" && sha256sum build-runner-image.sh runner.Dockerfile \
+    (cd "$infra" && sha256sum build-runner-image.sh runner.Dockerfile runner_sbom.py \
         runner/requirements.txt runner/apt-packages.txt runner/*.py)
 }
 
@@ -124,7 +127,9 @@ make_base() {
         { tail -20 "$root.log" >&2; fail "debootstrap failed"; }
     rm -f "$root.log"
     rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/* "$root"/var/log/* \
-        "$root"/usr/share/{doc,info,locale,man}/* "$root"/dev/*
+        "$root"/usr/share/{info,locale,man}/* "$root"/dev/*
+    # The copyright files stay: their licences ask for it, and the bill of materials reads them.
+    find "$root/usr/share/doc" -type f ! -name copyright -delete
     tar -C "$root" --numeric-owner -c . | docker import --change "LABEL $LABEL=$content" \
         --change 'ENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin' \
         --change 'CMD ["python3"]' - "$BASE" >/dev/null
@@ -138,6 +143,7 @@ fill_context() {
     wheels=$(download_wheels)
     mkdir "$context/runner"
     cp "$infra/runner/requirements.txt" "$infra/runner/apt-packages.txt" "$context/"
+    cp "$infra/runner_sbom.py" "$context/"
     cp "$infra"/runner/*.py "$context/runner/"
     cp -r "$wheels" "$context/wheels"
     # What a user's umask says about this checkout must not decide who can read the image.

@@ -33,8 +33,14 @@ def devstack(stacks_dir: Path) -> Iterator[DevStack]:
 def service(stacks_dir: Path) -> Iterator[Service]:
     """Two API nodes and two workers over a stack of their own. Never kill a part of it."""
     ports = [free_port(), free_port()]
-    # Tests start more runs at once than a person may, and log in more often.
-    overrides = {"RUN_MAX_UNFINISHED": "1000", "LOGIN_ATTEMPTS": "100000"}
+    # Tests start more runs at once than a person may, and log in more often. Their tools are
+    # small: importing large libraries beforehand would only cost them time.
+    overrides = {
+        "RUN_MAX_UNFINISHED": "1000",
+        "LOGIN_ATTEMPTS": "100000",
+        "RUNNER_POOL_SIZE": "2",
+        "RUNNER_PRELOAD": "",
+    }
     data_dir = stacks_dir / "service"
     with run_service(data_dir, ports=ports, workers=2, overrides=overrides) as running:
         yield Service(running)

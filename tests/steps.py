@@ -17,6 +17,13 @@ from app.dev import DEV_USERS
 from app.settings import load_settings
 from app.store.objects import open_object_store
 
+START_OVER = "skriptoteket:start_over"
+
+
+def action_ids(offered: dict[str, Any]) -> list[str]:
+    """The ids of what a session or a payload offers, in order."""
+    return [action["action_id"] for action in offered["next_actions"]]
+
 
 class TurnTransport(httpx.BaseTransport):
     """Sends each request to the next node, whatever its address says."""

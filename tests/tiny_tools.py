@@ -52,6 +52,61 @@ def run_tool(input_dir, output_dir):
     }
 """
 
+# Works until it is told to go wrong in one of many ways; it leaves a trace in stderr first.
+WRONG = """
+import os
+import sys
+import time
+from pathlib import Path
+
+from skriptoteket_toolkit import (
+    ToolUserError, action, get_action_parts, output_path, read_inputs, string_field,
+)
+
+
+def write_result(data):
+    Path(os.environ["SKRIPTOTEKET_RESULT_PATH"]).write_bytes(data)
+    os._exit(0)
+
+
+def run_tool(input_dir, output_dir):
+    action_id, form, state = get_action_parts()
+    how = (form if action_id else read_inputs()).get("how", "")
+    print("trace of", how, file=sys.stderr, flush=True)
+    for path in Path(input_dir).iterdir():
+        path.write_bytes(b"changed in the snapshot only")
+    if how == "fail":
+        raise ToolUserError("Det här gick inte.")
+    if how == "crash":
+        raise RuntimeError("unexpected")
+    if how == "sleep":
+        time.sleep(60)
+    if how == "exit":
+        os._exit(7)
+    if how == "number":
+        return 7
+    if how == "garbage":
+        write_result(b"\\xff{]")
+    if how == "empty":
+        write_result(b"")
+    if how == "version":
+        write_result(b'{"contract_version": 1, "status": "succeeded"}')
+    if how == "status":
+        write_result(b'{"contract_version": 2, "status": "done"}')
+    if how == "outputs":
+        write_result(b'{"contract_version": 2, "status": "succeeded", "outputs": {}}')
+    if how == "twins":
+        twin = action("twin", "Tvilling")
+        return {"next_actions": [twin, twin], "state": {"lost": True}}
+    if how == "link":
+        output_path("secret").symlink_to("/etc/passwd")
+    return {
+        "next_actions": [action("next", "Nästa", [string_field("how", "Hur")])],
+        "state": {"steps": state.get("steps", 0) + 1},
+    }
+"""
+HOW_FIELD: dict[str, Any] = {"kind": "string", "name": "how", "label": "Hur"}
+
 # Ends as soon as it has begun.
 QUIET = """
 def run_tool(input_dir, output_dir):

@@ -20,6 +20,7 @@ from app.jobs import RUN_TOOL, WAKE_CHANNEL, deserialize_job, serialize_job
 from app.log import configure_logging, get_log
 from app.settings import Settings, SettingsError, load_settings
 from app.wiring import open_services
+from workers.blob_cache import make_blob_cache
 from workers.run_tool import RunTool
 from workers.sandbox import open_sandbox
 from workers.sandbox.base import SandboxUnavailable
@@ -49,6 +50,15 @@ class WakingWorker(Worker):
                         await wake.wait()
         finally:
             listener.cancel()
+
+    async def end_jobs(self) -> None:
+        """Wait until what was told to end has ended, and leave the queue."""
+        # Each to its own end: one that cannot tell the queue must not cut off the others.
+        await asyncio.gather(*self.tasks.values(), return_exceptions=True)
+        try:
+            await self.close()
+        except (RedisError, OSError) as error:
+            log.warning("queue.unavailable", error=str(error))
 
     async def _look_for_jobs(self, wake: asyncio.Event) -> None:
         known = set(self.tasks)
@@ -100,9 +110,14 @@ async def run_worker(settings: Settings) -> None:
             session_files=services.session_files,
             artifacts=services.artifacts,
             events=services.events,
+            queue=services.queue,
             sandbox=sandbox,
             owner=f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}",
+            blob_cache=make_blob_cache(settings),
         )
+        if do_run.blob_cache is not None:
+            tidying = asyncio.create_task(do_run.blob_cache.keep_swept(), name="sweep-blob-cache")
+            stack.callback(tidying.cancel)
         sweep = Sweep(
             settings, services.db, services.queue, services.events, services.session_files
         )
@@ -118,7 +133,7 @@ async def run_worker(settings: Settings) -> None:
             with suppress(asyncio.CancelledError):
                 await worker.async_run()
         finally:
-            await worker.close()
+            await worker.end_jobs()
         log.info("worker.stopped", owner=do_run.owner)
 
 
@@ -135,7 +150,7 @@ async def _recover_runs(sweep: Sweep, settings: Settings) -> None:
         await asyncio.sleep(settings.run_sweep_seconds)
 
 
-def _make_worker(settings: Settings, arq: ArqRedis, do_run: RunTool, sweep: Sweep) -> Worker:
+def _make_worker(settings: Settings, arq: ArqRedis, do_run: RunTool, sweep: Sweep) -> WakingWorker:
     async def run_tool(_: dict[str, Any], run_id: str, attempt: int) -> None:
         await do_run(UUID(run_id), attempt)
 
@@ -150,7 +165,9 @@ def _make_worker(settings: Settings, arq: ArqRedis, do_run: RunTool, sweep: Swee
                 name=RUN_TOOL,
                 timeout=run_seconds + STAGING_SECONDS,
                 keep_result=0,
-                max_tries=1,
+                # How often a run is tried is not the queue's to say: it counts also what a killed
+                # worker took, and would then drop the job.
+                max_tries=1_000_000,
             )
         ],
         cron_jobs=[

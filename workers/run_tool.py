@@ -5,51 +5,57 @@ A worker holds a run by a lease that a heartbeat renews. Who lost the lease chan
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 from uuid import UUID
 
 import msgspec
 
+from app.domain.backend_actions import offer_backend_actions
 from app.domain.contract import ContractViolation, decode_result
 from app.domain.normalizer import normalize
-from app.domain.policy import DEFAULT_POLICY
+from app.domain.policy import policy_for
 from app.domain.runs import Artifact, Captured, ClaimedRun, FinishedRun, RunKind, RunStatus
 from app.errors import AppError, Unavailable
+from app.jobs import Queue
 from app.log import get_log
 from app.settings import Settings
 from app.store import runs
 from app.store.artifacts import ArtifactStore
 from app.store.events import RunEvent, RunEvents
 from app.store.postgres import Database
-from app.store.session_files import SessionFilesKey, SessionFileStorageProtocol
+from app.store.session_files import SessionFileStorageProtocol
+from workers.blob_cache import BlobCache
+from workers.lease import CancelRequested, LeaseLost, hold_lease
 from workers.sandbox.base import (
     CapturedOutput,
+    CollectedArtifact,
     Outcome,
     Sandbox,
     SandboxJob,
-    SandboxLimits,
+    SandboxLost,
     SandboxResult,
     SandboxUnavailable,
 )
-from workers.snapshot import download_snapshot
+from workers.sandbox.cleanup import finish
+from workers.sandbox.pick import make_limits
+from workers.snapshot import stage_snapshot
 
+T = TypeVar("T")
 log = get_log(__name__)
 
 # The end of a run is written again so often; while the store is down nobody can take the run.
 FINISH_SECONDS = 120
+# An artifact is uploaded again for so long while S3 is away: the tool must not run again for it.
+UPLOAD_SECONDS = 60
+# A sandbox that cannot start is tried again for so long: an engine restarts in less.
+SANDBOX_PATIENCE_SECONDS = 60
+CANCELLED = "Körningen avbröts."
 GENERAL_ERROR = "Något gick fel när verktyget kördes. Försök igen om en stund."
-
-
-class LeaseLost(Exception):
-    """Another worker has the run, or it was ended; what this one did is dropped."""
-
-
-class CancelRequested(Exception):
-    """The user asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,10 @@ class RunTool:
     session_files: SessionFileStorageProtocol
     artifacts: ArtifactStore
     events: RunEvents
+    queue: Queue
     sandbox: Sandbox
     owner: str
+    blob_cache: BlobCache | None = None
 
     async def __call__(self, run_id: UUID, attempt: int) -> None:
         """Do one attempt of a run; does nothing if somebody else has or had it."""
@@ -73,21 +81,32 @@ class RunTool:
             return
         log.info("run.claimed", run_id=run_id, attempt=run.attempt, sandbox=self.sandbox.name)
         await self.events.publish(run_id, RunEvent(status=RunStatus.RUNNING))
+        lease = hold_lease(self.db, self.events, self.settings, run_id, self.owner)
         try:
-            async with self._lease(run):
-                finished = await self._execute(run)
+            async with lease as stop:
+                finished = await self._execute(run, stop)
         except LeaseLost:
             log.warning("run.lease_lost", run_id=run_id)
             return
         except CancelRequested:
-            finished = _failed(RunStatus.CANCELLED, "cancelled", "Körningen avbröts.")
-        await self._finish(run, finished)
+            finished = _failed(RunStatus.CANCELLED, "cancelled", CANCELLED)
+        except SandboxLost as error:
+            log.error("run.sandbox_lost", run_id=run_id, error=str(error))
+            if run.attempt < self.settings.run_max_attempts:
+                await self._hand_back(run, uses_attempt=True)
+                return
+            finished = _failed(RunStatus.FAILED, "sandbox_lost", GENERAL_ERROR)
+        except asyncio.CancelledError:
+            # This worker is told to end, and the run did not end in the time that it had left.
+            await finish(self._hand_back(run, uses_attempt=False))
+            raise
+        await finish(self._finish(run, finished))
 
-    async def _execute(self, run: ClaimedRun) -> FinishedRun:
+    async def _execute(self, run: ClaimedRun, stop: asyncio.Event) -> FinishedRun:
         try:
             with tempfile.TemporaryDirectory(prefix="skriptoteket-run-") as name:
-                return await self._stage_and_run(run, Path(name))
-        except LeaseLost:
+                return await self._stage_and_run(run, Path(name), stop)
+        except (LeaseLost, SandboxLost):
             raise
         except SandboxUnavailable as error:
             log.error("run.sandbox_unavailable", run_id=run.id, error=str(error))
@@ -101,45 +120,85 @@ class RunTool:
             log.exception("run.crashed", run_id=run.id)
             return _failed(RunStatus.FAILED, "internal_error", GENERAL_ERROR)
 
-    async def _stage_and_run(self, run: ClaimedRun, directory: Path) -> FinishedRun:
+    async def _stage_and_run(
+        self, run: ClaimedRun, directory: Path, stop: asyncio.Event
+    ) -> FinishedRun:
         inputs_dir, spool = directory / "inputs", directory / "spool"
         inputs_dir.mkdir()
         spool.mkdir()
-        key = SessionFilesKey(run.tool_id, run.user_id, run.context)
-        files = await download_snapshot(self.session_files, key, run.files, inputs_dir)
-        job = SandboxJob(
-            run_id=run.id,
-            source=run.source,
-            entrypoint=run.entrypoint,
-            files=files,
-            limits=make_limits(self.settings, is_sandbox=run.is_sandbox),
-            inputs=msgspec.json.encode(run.inputs or {}) if run.kind is RunKind.INITIAL else None,
-            action=None if run.action is None else msgspec.json.encode(run.action),
-        )
-
-        async def report_progress(fraction: float, text: str) -> None:
-            await self.events.publish(run.id, RunEvent(fraction=fraction, text=text))
-
-        result = await self.sandbox.run(job, spool=spool, on_progress=report_progress)
+        is_initial = run.kind is RunKind.INITIAL
+        async with stage_snapshot(self.session_files, run, inputs_dir, self.blob_cache) as files:
+            job = SandboxJob(
+                run_id=run.id,
+                source=run.source,
+                entrypoint=run.entrypoint,
+                files=files,
+                limits=make_limits(self.settings, is_sandbox=run.is_sandbox),
+                inputs=msgspec.json.encode(run.inputs or {}) if is_initial else None,
+                action=None if run.action is None else msgspec.json.encode(run.action),
+            )
+            result = await self._run_in_sandbox(job, spool, stop)
         log.info(
             "run.executed",
             run_id=run.id,
             outcome=result.outcome,
             duration_ms=round(result.duration_seconds * 1000),
         )
-        if not await _persist(lambda: runs.mark_result(self.db, run.id, self.owner)):
+        if result.artifacts:
+            await _see_through(self._store_artifacts(run.id, result.artifacts), stop)
+        return interpret_result(run, result)
+
+    async def _store_artifacts(self, run_id: UUID, artifacts: Sequence[CollectedArtifact]) -> None:
+        # Marked at once only where more is to be done before the end is written.
+        mark = partial(runs.mark_result, self.db, run_id, self.owner)
+        if not await _persist(mark, FINISH_SECONDS):
             raise LeaseLost
         # Objects before the SQL commit: a row never names an artifact that is not there.
-        for number, artifact in enumerate(result.artifacts):
-            await self.artifacts.put_path(run.id, number, artifact.spooled)
-        return interpret_result(result)
+        for number, artifact in enumerate(artifacts):
+            put = partial(self.artifacts.put_path, run_id, number, artifact.spooled)
+            await _persist(put, UPLOAD_SECONDS)
+
+    async def _run_in_sandbox(
+        self, job: SandboxJob, spool: Path, stop: asyncio.Event
+    ) -> SandboxResult:
+        """Run the tool; where it cannot even begin, try again for as long as that may help."""
+
+        async def report_progress(fraction: float, text: str) -> None:
+            await self.events.publish(job.run_id, RunEvent(fraction=fraction, text=text))
+
+        end = asyncio.get_running_loop().time() + SANDBOX_PATIENCE_SECONDS
+        delay = 0.5
+        while True:
+            try:
+                return await self.sandbox.run(
+                    job, spool=spool, on_progress=report_progress, stop=stop
+                )
+            except SandboxUnavailable as error:
+                if asyncio.get_running_loop().time() > end:
+                    raise
+                log.warning("run.sandbox_awaited", run_id=job.run_id, error=str(error))
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, 5.0)
+
+    async def _hand_back(self, run: ClaimedRun, *, uses_attempt: bool) -> None:
+        """Queue a run again, for another worker; one that cannot be is found by the sweep."""
+        try:
+            attempt = await runs.hand_back(self.db, run.id, self.owner, uses_attempt=uses_attempt)
+        except Unavailable as error:
+            log.warning("run.hand_back_failed", run_id=run.id, error=str(error))
+            return
+        if attempt is not None:
+            log.info("run.handed_back", run_id=run.id, attempt=attempt)
+            await self.events.publish(run.id, RunEvent(status=RunStatus.QUEUED))
+            await self.queue.hand_over_run(run.id, attempt, self.owner)
 
     async def _finish(self, run: ClaimedRun, finished: FinishedRun) -> None:
         """Write the end; retried, since all of the run's work hangs on this one commit."""
-        is_ours = await _persist(
-            lambda: runs.finish_run(self.db, run.id, self.owner, finished, datetime.now(UTC))
-        )
-        if is_ours is None:
+        now = datetime.now(UTC)
+        write = partial(runs.finish_run, self.db, run.id, self.owner, finished, now)
+        try:
+            is_ours = await _persist(write, FINISH_SECONDS)
+        except Unavailable:
             log.error("run.finish_given_up", run_id=run.id)
             return
         if not is_ours:
@@ -148,81 +207,47 @@ class RunTool:
         log.info("run.finished", run_id=run.id, status=finished.status, code=finished.error_code)
         await self.events.publish(run.id, RunEvent(status=finished.status))
 
-    @asynccontextmanager
-    async def _lease(self, run: ClaimedRun) -> AsyncIterator[None]:
-        """Renew the lease while the block runs; end the block when it is lost or cancelled."""
-        ended_by: list[type[Exception]] = []
-        task = asyncio.current_task()
-        assert task is not None, "a coroutine runs in a task"
 
-        async def beat() -> None:
-            lease_seconds = self.settings.run_lease_seconds
-            async with self.events.subscribe(run.id, ready_seconds=1) as updates:
-                while True:
-                    try:
-                        wish = await runs.renew_lease(self.db, run.id, self.owner, lease_seconds)
-                        if wish is None or wish:
-                            ended_by.append(LeaseLost if wish is None else CancelRequested)
-                            break
-                    except Unavailable as error:
-                        # That says nothing about the lease, and all that is written is checked
-                        # against it: a restart of the database must not cost the run.
-                        log.warning("run.lease_unrenewed", run_id=run.id, error=str(error))
-                    # A cancel request comes as an event; the next beat would see it anyway.
-                    try:
-                        async with asyncio.timeout(self.settings.run_heartbeat_seconds):
-                            while (await updates.get()).status is None:
-                                pass
-                    except TimeoutError:
-                        pass
-            task.cancel()
+async def _see_through(work: Awaitable[None], stop: asyncio.Event) -> None:
+    """Await what keeps a tool's result, also when this worker is told to end meanwhile.
 
-        heart = asyncio.create_task(beat(), name=f"lease:{run.id}")
+    Such a run cannot be handed back any more (rule 11). Its user's cancel still ends the work.
+    """
+    task, ours = asyncio.ensure_future(work), asyncio.current_task()
+    assert ours is not None, "a coroutine runs in a task"
+    while not task.done():
         try:
-            yield
+            await asyncio.wait([task])
         except asyncio.CancelledError:
-            if ended_by:
-                task.uncancel()
-                raise ended_by[0] from None
-            raise
-        finally:
-            heart.cancel()
+            if stop.is_set():
+                task.cancel()
+                await asyncio.wait([task])
+                raise
+            ours.uncancel()
+    task.result()
 
 
-async def _persist(write: Callable[[], Awaitable[bool]]) -> bool | None:
-    """Write until the database takes it; None if it did not for too long."""
-    end = asyncio.get_running_loop().time() + FINISH_SECONDS
+async def _persist(write: Callable[[], Awaitable[T]], seconds: float) -> T:
+    """Write until the store takes it. Raises Unavailable if it was away for so long."""
+    end = asyncio.get_running_loop().time() + seconds
     delay = 0.1
+    task = asyncio.current_task()
+    assert task is not None, "a coroutine runs in a task"
     while True:
         try:
             return await write()
         except Unavailable as error:
+            if task.cancelling():
+                # Cleaning up after it failed too, and that is what came out.
+                raise asyncio.CancelledError from error
+            if asyncio.get_running_loop().time() > end:
+                raise
             log.warning("run.write_retried", error=str(error))
-        if asyncio.get_running_loop().time() > end:
-            return None
         await asyncio.sleep(delay)
         delay = min(2 * delay, 1.0)
 
 
-def make_limits(settings: Settings, *, is_sandbox: bool) -> SandboxLimits:
-    """Return the caps of a run; an editor's test run has a shorter time."""
-    return SandboxLimits(
-        timeout_seconds=settings.sandbox_run_timeout_seconds
-        if is_sandbox
-        else settings.run_timeout_seconds,
-        memory_bytes=settings.run_memory_bytes,
-        cpus=settings.run_cpus,
-        processes=settings.run_processes,
-        work_bytes=settings.run_work_bytes,
-        output_max_bytes=settings.run_output_max_bytes,
-        result_max_bytes=settings.run_result_max_bytes,
-        artifacts_max_files=settings.artifacts_max_files,
-        artifact_max_bytes=settings.artifact_max_bytes,
-        artifacts_max_total_bytes=settings.artifacts_max_total_bytes,
-    )
-
-
-def interpret_result(result: SandboxResult) -> FinishedRun:
+def interpret_result(run: ClaimedRun, result: SandboxResult) -> FinishedRun:
     """Say what a sandbox's result means: the run's status, payload, state and error."""
     stdout, stderr = _captured(result.stdout), _captured(result.stderr)
     artifacts = tuple(Artifact(f"output/{a.path}", a.bytes) for a in result.artifacts)
@@ -232,6 +257,8 @@ def interpret_result(result: SandboxResult) -> FinishedRun:
         return msgspec.structs.replace(finished, stdout=stdout, stderr=stderr, artifacts=artifacts)
 
     match result.outcome:
+        case Outcome.CANCELLED:
+            return failed(RunStatus.CANCELLED, "cancelled", CANCELLED)
         case Outcome.TIMED_OUT:
             return failed(RunStatus.TIMED_OUT, "timed_out", "Verktyget tog för lång tid.")
         case Outcome.OUT_OF_MEMORY:
@@ -242,7 +269,10 @@ def interpret_result(result: SandboxResult) -> FinishedRun:
     if result.result_json is None:
         return failed(RunStatus.FAILED, "tool_crashed", "Verktyget avslutades utan resultat.")
     try:
-        normalized = normalize(decode_result(result.result_json), policy=DEFAULT_POLICY)
+        raw = decode_result(result.result_json)
+        policy = policy_for(run.source_kind)
+        actions = offer_backend_actions(run, raw, policy)
+        normalized = normalize(raw, backend_actions=actions, policy=policy)
     except ContractViolation as violation:
         return failed(RunStatus.FAILED, "contract_violation", str(violation))
     succeeded = normalized.status == "succeeded"
@@ -251,7 +281,7 @@ def interpret_result(result: SandboxResult) -> FinishedRun:
         error_code=None if succeeded else "tool_failed",
         error_summary=normalized.error_summary,
         ui_payload=normalized.ui_payload_bytes,
-        is_interactive=bool(normalized.ui_payload["next_actions"]),
+        is_interactive=normalized.offers_steps,
         state=normalized.state,
         artifacts=artifacts,
         stdout=stdout,

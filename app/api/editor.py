@@ -37,8 +37,8 @@ from app.store import tools as tool_store
 from app.store.session_files import SessionFilesKey
 from app.usecases import sessions, tools
 from app.usecases.run_form import RunTarget
-from app.usecases.runs import ActionRequest
 from app.usecases.sessions import SessionView
+from app.usecases.turns import ActionRequest
 from app.wiring import Services
 
 
@@ -156,9 +156,11 @@ async def run_sandbox(
 ) -> Response[SandboxRunView]:
     """Try a version out, with the same form as a published tool; also shows what it printed."""
     _, version = await tools.get_editable_version(services.db, user, version_id)
-    target = RunTarget(version, fixed_context=sandbox_context(version_id))
-    parts = stream_form(request, services.settings)
-    run_id = await services.runs.start_initial(user, target, parts)
+    source, context = tools.version_source(version), sandbox_context(version_id)
+    target = RunTarget(version.tool_id, source, version.input_schema, fixed_context=context)
+    run_id = await services.initial_runs.start(
+        user, target, stream_form(request, services.settings)
+    )
     answer = await answer_started(request, services, user, run_id)
     return cast("Response[SandboxRunView]", answer)
 

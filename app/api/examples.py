@@ -10,6 +10,9 @@ from app.api.schemas import (
     ArtifactLink,
     ArtifactList,
     ArtifactView,
+    CuratedAppBody,
+    CuratedAppList,
+    CuratedAppView,
     DraftBody,
     EditorTool,
     EditorToolPage,
@@ -232,3 +235,13 @@ READY = ReadyView(status="ok", dependencies={"database": _UP, "redis": _UP, "s3"
 NOT_READY = ReadyView(
     status="unavailable", dependencies={"database": _UP, "redis": _DOWN, "s3": _UP}
 )
+
+CURATED_APP = CuratedAppView(
+    app_id="klasslista",
+    version="1+fbb66c454b45",
+    slug="klasslista",
+    title="Klasslista",
+    min_role="contributor",
+)
+CURATED_APPS = CuratedAppList(items=[CURATED_APP])
+CURATED_APP_BODY = CuratedAppBody(min_role="contributor")

@@ -105,6 +105,8 @@ DOCS: dict[str, Doc] = {
     "show_sandbox_session": Doc({200: x.SANDBOX_SESSION}, (e.NotFound,)),
     "show_sandbox_files": Doc({200: x.SANDBOX_FILES}, (e.NotFound,)),
     "clear_sandbox_files": Doc({204: None}, (e.NotFound,)),
+    "list_curated_apps": Doc({200: x.CURATED_APPS}),
+    "update_curated_app": Doc({200: x.CURATED_APP}, (e.NotFound,), x.CURATED_APP_BODY),
     "show_live": Doc({200: x.LIVE}),
     "show_ready": Doc({200: x.READY, 503: x.NOT_READY}),
 }
@@ -160,7 +162,7 @@ def complete_document(app: Litestar) -> None:
                 _complete(operation, method.upper())
 
 
-def list_errors(operation_id: str, method: str, *, is_editor: bool, has_query: bool) -> Errors:
+def list_errors(operation_id: str, method: str, *, needs_role: bool, has_query: bool) -> Errors:
     """Return every error that an operation may answer, by its own line and by its kind."""
     found: list[type[e.AppError]] = list(DOCS[operation_id].errors)
     if operation_id == "show_live":
@@ -170,7 +172,7 @@ def list_errors(operation_id: str, method: str, *, is_editor: bool, has_query: b
     if operation_id not in OPEN_OPERATIONS:
         found.append(e.NotAuthenticated)
         found += [e.CsrfFailed] * (method not in SAFE_METHODS)
-    found += [e.Forbidden] * is_editor
+    found += [e.Forbidden] * needs_role
     if DOCS[operation_id].body is not None and operation_id not in FORM_OPERATIONS:
         found += [e.MalformedRequest, e.PayloadTooLarge, e.UnsupportedMediaType]
     found += [e.MalformedRequest] * has_query
@@ -197,8 +199,8 @@ def _complete(operation: Operation, method: str) -> None:
         and (parameter.param_in == "query" or parameter.name == "slug")
         for parameter in operation.parameters or ()
     )
-    is_editor = "editor" in (operation.tags or ())
-    for error in list_errors(operation_id, method, is_editor=is_editor, has_query=has_query):
+    needs_role = not {"editor", "admin"}.isdisjoint(operation.tags or ())
+    for error in list_errors(operation_id, method, needs_role=needs_role, has_query=has_query):
         _add_error(answers, error)
     operation.responses = dict(sorted(answers.items()))
     if operation_id in FORM_OPERATIONS:

@@ -24,7 +24,7 @@ from app.domain.sessions import parse_context
 from app.domain.users import User
 from app.store import runs
 from app.store.session_files import SessionFilesKey
-from app.usecases.runs import ActionRequest
+from app.usecases.turns import ActionRequest
 from app.wiring import Services
 
 
@@ -50,20 +50,17 @@ async def answer_action(
     key: SessionFilesKey,
     action: ActionRequest,
 ) -> Response[ActionStarted]:
-    """Start an action run and answer it, waited for or not."""
-    run_id, state_rev = await services.runs.start_action(user, key, action)
+    """Start an action run and answer it, waited for or not; what is done at once answers 200."""
+    turn = await services.turns.start(user, key, action)
+    status, state_rev = turn.status, turn.state_rev
     wait_seconds = read_wait_seconds(request)
-    headers = {"Location": f"/api/v1/runs/{run_id}"}
-    status, status_code = "queued", 202
+    headers = {"Location": f"/api/v1/runs/{turn.run_id}"}
     if wait_seconds is not None:
         headers["Preference-Applied"] = f"wait={wait_seconds}"
-        run = await services.runs.wait_for_run(user, run_id, wait_seconds)
-        status = run.status
-        if run.status.is_finished:
-            status_code = 200
-            state_rev = state_rev if run.state_rev is None else run.state_rev
-    started = ActionStarted(run_id=run_id, status=status, state_rev=state_rev)
-    return Response(started, status_code=status_code, headers=headers)
+        run = await services.runs.wait_for_run(user, turn.run_id, wait_seconds)
+        status, state_rev = run.status, state_rev if run.state_rev is None else run.state_rev
+    started = ActionStarted(run_id=turn.run_id, status=status, state_rev=state_rev)
+    return Response(started, status_code=200 if status.is_finished else 202, headers=headers)
 
 
 @post("/start_action", status_code=202, tags=["runs"])

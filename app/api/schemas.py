@@ -7,11 +7,19 @@ from uuid import UUID
 import msgspec
 from msgspec import Meta
 
+from app.domain.curated import CuratedEntry
 from app.domain.files import UploadLimits
 from app.domain.normalizer import canonical_json
 from app.domain.runs import Captured, Run
-from app.domain.tools import DEFAULT_ENTRYPOINT, InputField, Tool, ToolVersion, file_field
-from app.domain.users import ApiToken, User
+from app.domain.tools import (
+    DEFAULT_ENTRYPOINT,
+    InputField,
+    InputSchema,
+    Tool,
+    ToolVersion,
+    file_field,
+)
+from app.domain.users import ApiToken, Role, User
 
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Text = Annotated[str, Meta(max_length=20_000)]
@@ -67,6 +75,10 @@ class NewVersionBody(Body):
 
 class DraftBody(NewVersionBody, kw_only=True):
     expected_rev: Revision
+
+
+class CuratedAppBody(Body):
+    min_role: Role
 
 
 class View(msgspec.Struct, kw_only=True):
@@ -211,6 +223,18 @@ class VersionList(View):
     items: list[VersionSummary]
 
 
+class CuratedAppView(View):
+    app_id: str
+    version: str | None
+    slug: str
+    title: str
+    min_role: Role
+
+
+class CuratedAppList(View):
+    items: list[CuratedAppView]
+
+
 def view_user(user: User) -> UserView:
     return UserView(
         id=user.id, username=user.username, display_name=user.display_name, role=user.role
@@ -225,8 +249,12 @@ def summarize_tool(tool: Tool) -> ToolSummary:
     return ToolSummary(id=tool.id, slug=tool.slug, title=tool.title, summary=tool.summary)
 
 
-def view_tool(tool: Tool, version: ToolVersion, limits: UploadLimits) -> ToolView:
-    field = file_field(version.input_schema)
+def view_curated_app(entry: CuratedEntry) -> CuratedAppView:
+    return CuratedAppView(**msgspec.structs.asdict(entry))
+
+
+def view_tool(tool: Tool, schema: InputSchema, limits: UploadLimits) -> ToolView:
+    field = file_field(schema)
     most = 0 if field is None else min(field.max or limits.max_files, limits.max_files)
     return ToolView(
         id=tool.id,
@@ -234,7 +262,7 @@ def view_tool(tool: Tool, version: ToolVersion, limits: UploadLimits) -> ToolVie
         title=tool.title,
         summary=tool.summary,
         usage_instructions=tool.usage_instructions,
-        input_schema=list(version.input_schema),
+        input_schema=list(schema),
         upload_constraints=UploadConstraints(
             max_files=most,
             max_file_bytes=limits.max_file_bytes,
@@ -269,9 +297,7 @@ def _raw_payload(run: Run) -> dict[str, Any] | None:
 
 
 def view_editor_tool(tool: Tool) -> EditorTool:
-    fields = msgspec.structs.asdict(tool)
-    del fields["owner_id"]
-    return EditorTool(**fields)
+    return EditorTool(**{name: getattr(tool, name) for name in EditorTool.__struct_fields__})
 
 
 def summarize_version(version: ToolVersion) -> VersionSummary:

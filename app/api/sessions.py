@@ -38,7 +38,7 @@ async def show_session(
     context: FromQuery[str | None] = None,
 ) -> SessionView:
     """State, revision and the actions on offer."""
-    tool_id = await _tool_id(services, slug)
+    tool_id = await _tool_id(services, user, slug)
     return await sessions.view_session(services.db, tool_id, user.id, parse_context(context))
 
 
@@ -50,7 +50,7 @@ async def show_session_files(
     context: FromQuery[str | None] = None,
 ) -> SessionFilesView:
     """The saved files and when they will go."""
-    key = SessionFilesKey(await _tool_id(services, slug), user.id, parse_context(context))
+    key = SessionFilesKey(await _tool_id(services, user, slug), user.id, parse_context(context))
     return await view_files(services, key)
 
 
@@ -62,13 +62,12 @@ async def clear_session_files(
     context: FromQuery[str | None] = None,
 ) -> None:
     """Delete the saved files now; 204 also when there are none."""
-    key = SessionFilesKey(await _tool_id(services, slug), user.id, parse_context(context))
+    key = SessionFilesKey(await _tool_id(services, user, slug), user.id, parse_context(context))
     await sessions.clear_files(services.db, services.session_files, key, datetime.now(UTC))
 
 
-async def _tool_id(services: Services, slug: str) -> UUID:
-    tool, _ = await tools.get_published(services.db, slug)
-    return tool.id
+async def _tool_id(services: Services, user: User, slug: str) -> UUID:
+    return (await tools.get_offered(services.db, user, slug)).tool.id
 
 
 router = Router(

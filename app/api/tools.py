@@ -28,7 +28,7 @@ async def list_tools(
     """Published tools by title."""
     size = check_page_size(limit)
     after = decode_cursor(cursor, tuple[str, UUID])
-    found = await tools.list_catalogue(services.db, q, after, size + 1)
+    found = await tools.list_catalogue(services.db, user, q, after, size + 1)
     last = found[size - 1] if len(found) > size else None
     return ToolPage(
         items=[summarize_tool(tool) for tool in found[:size]],
@@ -41,8 +41,8 @@ async def show_tool(
     services: NamedDependency[Services], user: NamedDependency[User], slug: FromPath[str]
 ) -> ToolView:
     """One published tool with its form and limits."""
-    tool, version = await tools.get_published(services.db, slug)
-    return view_tool(tool, version, services.upload_limits)
+    offered = await tools.get_offered(services.db, user, slug)
+    return view_tool(offered.tool, offered.input_schema, services.upload_limits)
 
 
 @post("/{slug:str}/run", status_code=202, request_max_body_size=None)
@@ -53,9 +53,11 @@ async def run_tool(
     slug: FromPath[str],
 ) -> Response[RunView]:
     """Start a tool: `files`, `inputs`, `session_context`, `session_files_mode` as multipart."""
-    _, version = await tools.get_published(services.db, slug)
-    parts = stream_form(request, services.settings)
-    run_id = await services.runs.start_initial(user, RunTarget(version), parts)
+    offered = await tools.get_offered(services.db, user, slug)
+    target = RunTarget(offered.tool.id, offered.source, offered.input_schema)
+    run_id = await services.initial_runs.start(
+        user, target, stream_form(request, services.settings)
+    )
     return await answer_started(request, services, user, run_id)
 
 

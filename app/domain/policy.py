@@ -8,6 +8,8 @@ from typing import Protocol
 
 import msgspec
 
+from app.domain.runs import SourceKind
+
 KIB = 1024
 
 OUTPUT_KINDS = frozenset({"notice", "markdown", "table", "json", "html_sandboxed", "vega_lite"})
@@ -104,9 +106,9 @@ CURATED_POLICY = UiPolicy(
 class UiPolicyProviderProtocol(Protocol):
     """Decides which profile holds for a run (ADR-0024, protocol seams)."""
 
-    def __call__(self, source_kind: str, /) -> UiPolicy: ...
+    def __call__(self, source_kind: SourceKind, /) -> UiPolicy: ...
 
 
-def policy_for(source_kind: str, /) -> UiPolicy:
+def policy_for(source_kind: SourceKind, /) -> UiPolicy:
     """Return the profile of a run's source kind: only curated apps have the curated one."""
     return CURATED_POLICY if source_kind == "curated_app" else DEFAULT_POLICY

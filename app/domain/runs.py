@@ -2,13 +2,25 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
 
 from app.domain.files import StoredFile
 from app.domain.sessions import SANDBOX_PREFIX
+from app.domain.users import Role
+
+SourceKind = Literal["tool_version", "curated_app"]
+
+
+class RunSource(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run executes (ADR-0024 §3): a version of a tool, or one of a curated app."""
+
+    source_kind: SourceKind
+    version_id: UUID | None = None
+    curated_app_id: str | None = None
+    curated_app_version: str | None = None
 
 
 class RunKind(StrEnum):
@@ -59,7 +71,6 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     tool_id: UUID
     tool_slug: str
     tool_title: str
-    version_id: UUID | None
     user_id: UUID
     session_id: UUID
     context: str
@@ -91,10 +102,14 @@ class ClaimedRun(msgspec.Struct, frozen=True, kw_only=True):
     session_id: UUID
     context: str
     kind: RunKind
+    source_kind: SourceKind
     attempt: int
+    # A later initial run has taken the session over, with files of its own perhaps.
+    superseded: bool
     inputs: dict[str, Any] | None
     action: ActionCall | None
     files: tuple[StoredFile, ...]
+    session_has_files: bool  # False also after a clear: what the run needs is deleted then
     source: str
     entrypoint: str
 
@@ -116,6 +131,13 @@ class FinishedRun(msgspec.Struct, frozen=True, kw_only=True):
     artifacts: tuple[Artifact, ...] = ()
     stdout: Captured = Captured()
     stderr: Captured = Captured()
+
+
+class Offer(RunSource, frozen=True, kw_only=True):
+    """What a session has on offer: the source that made it, its actions, who may take them."""
+
+    next_actions: list[dict[str, Any]]
+    min_role: Role
 
 
 class ToolSession(msgspec.Struct, frozen=True, kw_only=True):

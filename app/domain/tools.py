@@ -8,6 +8,7 @@ from uuid import UUID
 
 import msgspec
 
+from app.domain.users import Role
 from app.errors import InvalidInputSchema, InvalidSource
 
 FieldKind = Literal["string", "text", "integer", "number", "boolean", "enum", "multi_enum", "file"]
@@ -52,6 +53,9 @@ class Tool(msgspec.Struct, frozen=True, kw_only=True):
     usage_instructions: str
     owner_id: UUID | None
     published_version_id: UUID | None
+    curated_app_id: str | None = None
+    curated_app_version: str | None = None
+    min_role: Role = "user"
     created_at: datetime
     updated_at: datetime
 

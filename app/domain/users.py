@@ -7,7 +7,7 @@ from uuid import UUID
 import msgspec
 
 Role = Literal["user", "contributor", "admin"]
-_RANK: dict[Role, int] = {"user": 0, "contributor": 1, "admin": 2}
+_RANKING: tuple[Role, ...] = ("user", "contributor", "admin")
 
 
 class User(msgspec.Struct, frozen=True, kw_only=True):
@@ -19,8 +19,13 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
     role: Role
     is_active: bool = True
 
+    @property
+    def roles(self) -> tuple[Role, ...]:
+        """The user's role and all below it."""
+        return _RANKING[: _RANKING.index(self.role) + 1]
+
     def has_role(self, least: Role) -> bool:
-        return _RANK[self.role] >= _RANK[least]
+        return least in self.roles
 
 
 class ApiToken(msgspec.Struct, frozen=True, kw_only=True):

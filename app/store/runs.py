@@ -6,11 +6,20 @@ from typing import Any
 from uuid import UUID
 
 from app.domain.files import StoredFile
-from app.domain.runs import ActionCall, ClaimedRun, FinishedRun, Run, RunKind, ToolSession
+from app.domain.runs import (
+    ActionCall,
+    ClaimedRun,
+    FinishedRun,
+    Offer,
+    Run,
+    RunKind,
+    RunSource,
+    ToolSession,
+)
 from app.store import sessions
 from app.store.postgres import Connection, Database, Executor, convert_row
 
-_RUN = """r.id, r.tool_id, t.slug AS tool_slug, t.title AS tool_title, r.version_id, r.user_id,
+_RUN = """r.id, r.tool_id, t.slug AS tool_slug, t.title AS tool_title, r.user_id,
 r.session_id, r.context, r.kind, r.status, r.created_at, r.started_at, r.finished_at, r.error_code,
 r.error_summary, r.state_rev, r.artifacts, r.stdout, r.stderr"""
 
@@ -27,10 +36,11 @@ WHERE r.user_id = $1 AND ($2::text IS NULL OR t.slug = $2) AND ($3::uuid IS NULL
 ORDER BY r.id DESC LIMIT $4
 """  # noqa: S608
 
-# What the run with the session's current screen offers, and the version that made it.
+# What the run with the session's current screen offers, and what made it.
 GET_OFFER = """
-SELECT version_id, coalesce(ui_payload -> 'next_actions', '[]'::jsonb) AS next_actions
-FROM tool_runs WHERE id = $1
+SELECT r.source_kind, r.version_id, r.curated_app_id, r.curated_app_version, t.min_role,
+    coalesce(r.ui_payload -> 'next_actions', '[]'::jsonb) AS next_actions
+FROM tool_runs r JOIN tools t ON t.id = r.tool_id WHERE r.id = $1
 """
 
 # One claim of a user at a time, so that the count below holds until it commits.
@@ -46,9 +56,10 @@ WHERE session_id = $1 AND status IN ('queued', 'running') AND NOT superseded
 """
 
 INSERT_RUN = """
-INSERT INTO tool_runs (id, tool_id, source_kind, version_id, user_id, session_id, context, kind,
-    status, inputs, action, expected_state_rev, files, created_at)
-VALUES ($1, $2, 'tool_version', $3, $4, $5, $6, $7, 'queued', $8, $9, $10, $11, $12)
+INSERT INTO tool_runs (id, tool_id, source_kind, version_id, curated_app_id, curated_app_version,
+    user_id, session_id, context, kind, status, inputs, action, expected_state_rev, files,
+    created_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 'queued', $11, $12, $13, $14, $15)
 """
 
 # Blobs that unfinished runs of a session may still download.
@@ -60,20 +71,37 @@ WHERE s.tool_id = $1 AND s.user_id = $2 AND s.context = $3 AND r.status IN ('que
 """
 
 # Take a queued run under a lease: one worker gets the row, the others none. The attempt in the
-# job's id keeps a stale job from taking a later attempt.
+# job's id keeps a stale job from taking a later attempt. The session is read without a lock: a
+# clear that commits meanwhile comes before or after.
 CLAIM_RUN = """
 UPDATE tool_runs r SET status = 'running', attempt = attempt + 1, lease_owner = $3,
     lease_expires_at = now() + $4::interval, started_at = coalesce(started_at, now())
-FROM tool_versions v
-WHERE r.id = $1 AND r.attempt = $2 AND r.status = 'queued' AND v.id = r.version_id
-RETURNING r.id, r.tool_id, r.user_id, r.session_id, r.context, r.kind, r.attempt, r.inputs,
-    r.action, r.files, v.source, v.entrypoint
+FROM (
+    SELECT x.id, coalesce(v.source, c.source) AS source,
+        coalesce(v.entrypoint, c.entrypoint) AS entrypoint, s.has_files AS session_has_files
+    FROM tool_runs x JOIN tool_sessions s ON s.id = x.session_id
+    LEFT JOIN tool_versions v ON v.id = x.version_id
+    LEFT JOIN curated_app_versions c
+        ON c.app_id = x.curated_app_id AND c.version = x.curated_app_version
+    WHERE x.id = $1
+) code
+WHERE r.id = code.id AND r.attempt = $2 AND r.status = 'queued'
+RETURNING r.id, r.tool_id, r.user_id, r.session_id, r.context, r.kind, r.source_kind, r.attempt,
+    r.superseded, r.inputs, r.action, r.files, code.session_has_files, code.source, code.entrypoint
 """
 
 # Keep a lease; no row means that it is lost. Answers whether the user asked to stop.
 RENEW_LEASE = """
 UPDATE tool_runs SET lease_expires_at = now() + $3::interval
 WHERE id = $1 AND lease_owner = $2 AND status = 'running' RETURNING cancel_requested
+"""
+
+# Give a run back to the queue, and unless $3 the attempt too. Not one that has a result (rule 11).
+HAND_BACK = """
+UPDATE tool_runs SET status = 'queued', attempt = attempt - CASE WHEN $3 THEN 0 ELSE 1 END,
+    lease_owner = NULL, lease_expires_at = NULL
+WHERE id = $1 AND lease_owner = $2 AND status = 'running' AND NOT has_result
+RETURNING attempt
 """
 
 # The tool is through: from now on the run may fail but is never executed again (rule 11).
@@ -91,6 +119,12 @@ UPDATE tool_runs SET status = $3, error_code = $4, error_summary = $5, ui_payloa
     lease_owner = NULL, lease_expires_at = NULL
 WHERE id = $1 AND lease_owner = $2 AND status = 'running'
 RETURNING kind, superseded
+"""
+
+# A step that the service takes itself is finished when it is inserted.
+FINISH_OWN_RUN = """
+UPDATE tool_runs SET status = 'succeeded', ui_payload = $2, started_at = $3, finished_at = $3
+WHERE id = $1 AND status = 'queued'
 """
 
 SET_STATE_REV = "UPDATE tool_runs SET state_rev = $2 WHERE id = $1"
@@ -154,11 +188,10 @@ async def list_runs(
     return [convert_row(row, Run) for row in rows]
 
 
-async def get_offer(db: Executor, run_id: UUID) -> tuple[UUID | None, list[dict[str, Any]]]:
-    """Return (version that made the offer, its next_actions)."""
+async def get_offer(db: Executor, run_id: UUID) -> Offer:
     row = await db.fetchrow(GET_OFFER, run_id)
     assert row is not None, "a session's offer_run_id names a run of its own"
-    return row["version_id"], row["next_actions"]
+    return convert_row(row, Offer)
 
 
 async def lock_user_and_count_unfinished(db: Connection, user_id: UUID) -> int:
@@ -176,7 +209,7 @@ class NewRun:
     """The parts of a run to insert; its session says the user, tool and context."""
 
     id: UUID
-    version_id: UUID
+    source: RunSource
     kind: RunKind
     inputs: dict[str, Any] | None = None
     action: ActionCall | None = None
@@ -190,7 +223,10 @@ async def insert_run(db: Connection, session: ToolSession, run: NewRun, now: dat
         INSERT_RUN,
         run.id,
         session.tool_id,
-        run.version_id,
+        run.source.source_kind,
+        run.source.version_id,
+        run.source.curated_app_id,
+        run.source.curated_app_version,
         session.user_id,
         session.id,
         session.context,
@@ -221,6 +257,12 @@ async def renew_lease(db: Executor, run_id: UUID, owner: str, lease_seconds: flo
     """Keep the lease. None: it is lost. Otherwise whether the user asked to cancel."""
     row = await db.fetchrow(RENEW_LEASE, run_id, owner, timedelta(seconds=lease_seconds))
     return None if row is None else row["cancel_requested"]
+
+
+async def hand_back(db: Executor, run_id: UUID, owner: str, *, uses_attempt: bool) -> int | None:
+    """Queue a run again that its worker cannot end: the attempt to send, None if it may not."""
+    row = await db.fetchrow(HAND_BACK, run_id, owner, uses_attempt)
+    return None if row is None else row["attempt"]
 
 
 async def mark_result(db: Executor, run_id: UUID, owner: str) -> bool:
@@ -262,6 +304,20 @@ async def finish_run(
             state_rev = await sessions.advance_session(tx, session.id, run_id, now, state, step)
         await tx.execute(SET_STATE_REV, run_id, state_rev)
     return True
+
+
+async def finish_own_run(
+    db: Connection, session: ToolSession, run: NewRun, ui_payload: bytes, now: datetime
+) -> int:
+    """Insert an action run that the service has done itself, with an empty state: the revision.
+
+    The caller holds the session's lock.
+    """
+    await insert_run(db, session, run, now)
+    await db.execute(FINISH_OWN_RUN, run.id, ui_payload, now)
+    state_rev = await sessions.advance_session(db, session.id, run.id, now, {}, 1)
+    await db.execute(SET_STATE_REV, run.id, state_rev)
+    return state_rev
 
 
 async def request_cancel(db: Database, run: Run, now: datetime) -> str | None:

@@ -26,6 +26,8 @@ from app.store.object_writer import run_to_end
 from app.store.objects import ObjectStore
 from app.store.session_sweep import SessionSweep, SweepReport, is_expired
 
+FILES_REMOVED = "Filerna som körningen behövde har tagits bort. Ladda upp dem igen."
+
 log = get_log(__name__)
 
 
@@ -35,6 +37,10 @@ class SessionFilesKey(msgspec.Struct, frozen=True):
     tool_id: UUID
     user_id: UUID
     context: str
+
+    @property
+    def parts(self) -> tuple[UUID, UUID, str]:
+        return self.tool_id, self.user_id, self.context
 
     @property
     def set_key(self) -> SetKey:
@@ -255,9 +261,7 @@ class S3SessionFileStorage:
             async with self._sets.open_blob(key.set_key, file) as chunks:
                 yield chunks
         except ObjectMissing as error:
-            raise SessionFilesExpired(
-                "Filerna som körningen behövde har tagits bort. Ladda upp dem igen."
-            ) from error
+            raise SessionFilesExpired(FILES_REMOVED) from error
 
     def _snapshot(self, manifest: Manifest, accessed_at: datetime) -> FileSnapshot:
         return FileSnapshot(manifest.files, manifest.version, accessed_at, accessed_at + self._ttl)

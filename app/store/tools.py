@@ -5,26 +5,29 @@ from typing import Any
 from uuid import UUID
 
 from app.domain.tools import InputSchema, Tool, ToolVersion
+from app.domain.users import Role
 from app.store.postgres import Executor, convert_row
 
 _TOOL = """id, slug, title, summary, usage_instructions, owner_id, published_version_id,
-created_at, updated_at"""
+curated_app_id, curated_app_version, min_role, created_at, updated_at"""
 _VERSION = """id, tool_id, number, status, source, entrypoint, input_schema, rev,
 created_at, updated_at, published_at"""
 
-# The catalogue: published tools by (title, id), after a position, matching a word or all.
+# The catalogue of some roles: published tools and curated apps by (title, id), after a position,
+# matching a word or all.
 LIST_PUBLISHED = f"""
 SELECT {_TOOL} FROM tools
-WHERE published_version_id IS NOT NULL
+WHERE (published_version_id IS NOT NULL OR curated_app_version IS NOT NULL)
+  AND min_role = ANY($5)
   AND ($1::text IS NULL OR title ILIKE $1 OR summary ILIKE $1 OR slug ILIKE $1)
   AND ($2::text IS NULL OR (title, id) > ($2, $3::uuid))
 ORDER BY title, id LIMIT $4
 """  # noqa: S608
 
-# Every tool for admins, a contributor's own otherwise.
+# Every tool for admins, a contributor's own otherwise. Curated apps are changed in the repository.
 LIST_EDITABLE = f"""
 SELECT {_TOOL} FROM tools
-WHERE ($1::uuid IS NULL OR owner_id = $1)
+WHERE curated_app_id IS NULL AND ($1::uuid IS NULL OR owner_id = $1)
   AND ($2::text IS NULL OR (title, id) > ($2, $3::uuid))
 ORDER BY title, id LIMIT $4
 """  # noqa: S608
@@ -77,10 +80,14 @@ CHOOSE_PUBLISHED = "UPDATE tools SET published_version_id = $2, updated_at = $3 
 
 
 async def list_published(
-    db: Executor, pattern: str | None, after: tuple[str, UUID] | None, limit: int
+    db: Executor,
+    roles: tuple[Role, ...],
+    pattern: str | None,
+    after: tuple[str, UUID] | None,
+    limit: int,
 ) -> list[Tool]:
     title, tool_id = after or (None, None)
-    rows = await db.fetch(LIST_PUBLISHED, pattern, title, tool_id, limit)
+    rows = await db.fetch(LIST_PUBLISHED, pattern, title, tool_id, limit, roles)
     return [convert_row(row, Tool) for row in rows]
 
 

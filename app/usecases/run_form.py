@@ -12,8 +12,9 @@ from uuid import UUID
 import msgspec
 
 from app.domain.files import UploadLimits, normalize_file_name
+from app.domain.runs import RunSource
 from app.domain.sessions import DEFAULT_CONTEXT, SessionFilesMode, parse_context, parse_mode
-from app.domain.tools import ToolVersion, file_field
+from app.domain.tools import InputSchema, file_field
 from app.domain.users import User
 from app.errors import FilesNotAccepted, InvalidInputs, MalformedRequest
 from app.store.session_files import SessionFilesKey, SessionFileStorageProtocol, SessionUpload
@@ -34,9 +35,11 @@ class FormPart(Protocol):
 
 @dataclass(frozen=True)
 class RunTarget:
-    """The version to run, and for the editor's test runs the context that goes with it."""
+    """What to run, with which form; for the editor's test runs also the context of them."""
 
-    version: ToolVersion
+    tool_id: UUID
+    source: RunSource
+    input_schema: InputSchema
     fixed_context: str | None = None
 
 
@@ -68,7 +71,7 @@ class RunForm:
 
     @property
     def key(self) -> SessionFilesKey:
-        return SessionFilesKey(self._target.version.tool_id, self._user_id, self.context)
+        return SessionFilesKey(self._target.tool_id, self._user_id, self.context)
 
     async def read(self, parts: AsyncIterator[FormPart]) -> None:
         """Read the whole form. Raises what is wrong with it as soon as that can be told."""
@@ -113,7 +116,7 @@ class RunForm:
         await self.upload.add_file(part.filename, part.content_type, part.chunks())
 
     def _check_accepted(self, raw_name: str) -> None:
-        field = file_field(self._target.version.input_schema)
+        field = file_field(self._target.input_schema)
         if field is None:
             raise FilesNotAccepted("Verktyget tar inte emot några filer.")
         name = normalize_file_name(raw_name)

@@ -1,4 +1,4 @@
-"""Filling the catalogue from the script bank: idempotent, and published versions stay fixed."""
+"""Filling the catalogue: the script bank and the curated apps. Idempotent; versions stay fixed."""
 
 from datetime import datetime
 from pathlib import Path
@@ -6,8 +6,11 @@ from typing import Any
 
 import msgspec
 
+from app.curated import load_curated_apps
+from app.domain.curated import CuratedApp
 from app.domain.tools import DEFAULT_ENTRYPOINT, Tool, parse_input_schema
 from app.log import get_log
+from app.store import curated
 from app.store import tools as tool_store
 from app.store.postgres import Database
 from app.usecases import tools
@@ -26,6 +29,23 @@ class ToolFolder(msgspec.Struct, frozen=True, kw_only=True):
     usage_instructions: str = ""
     entrypoint: str = DEFAULT_ENTRYPOINT
     input_schema: list[dict[str, Any]] = []
+
+
+async def seed_catalogue(db: Database, now: datetime) -> list[str]:
+    """Bring the catalogue up to this release: the slugs of what it offers of ours."""
+    seeded = await seed_script_bank(db, now)
+    apps = await seed_curated_apps(db, now)
+    return sorted([tool.slug for tool in seeded] + [app.slug for app in apps])
+
+
+async def seed_curated_apps(db: Database, now: datetime) -> list[CuratedApp]:
+    """Offer the curated apps of this release, each in its present version, and no others."""
+    apps = load_curated_apps()
+    async with db.transaction() as tx:
+        for app in apps:
+            await curated.offer_app(tx, app, now)
+        await curated.retire_others(tx, [app.app_id for app in apps], now)
+    return apps
 
 
 async def seed_script_bank(db: Database, now: datetime, folder: Path = SCRIPT_BANK) -> list[Tool]:

@@ -31,7 +31,7 @@ async def view_session(db: Database, tool_id: UUID, user_id: UUID, context: str)
     session = await sessions.find_session(db, tool_id, user_id, context)
     next_actions: list[dict[str, Any]] = []
     if session is not None and session.offer_run_id is not None:
-        _, next_actions = await runs.get_offer(db, session.offer_run_id)
+        next_actions = (await runs.get_offer(db, session.offer_run_id)).next_actions
     return SessionView(
         tool_id=tool_id,
         context=context,
@@ -59,7 +59,7 @@ async def clear_files(
     """Delete a session's files now. A queued run that still needs them will fail clearly."""
     async with db.transaction() as tx:
         # Under the session's lock: an upload that commits at the same time comes before or after.
-        session = await sessions.lock_session(tx, (key.tool_id, key.user_id, key.context))
+        session = await sessions.lock_session(tx, key.parts)
         if session is not None:
             await sessions.set_has_files(tx, session.id, False, now)
         await storage.clear_session(key)
@@ -74,7 +74,7 @@ async def clean_up_expired(
     """
 
     async def find_needed(key: SessionFilesKey) -> set[str]:
-        return await runs.find_needed_blobs(db, (key.tool_id, key.user_id, key.context))
+        return await runs.find_needed_blobs(db, key.parts)
 
     async with db.try_lock("sweep:session-files") as is_ours:
         if not is_ours:

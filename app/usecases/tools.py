@@ -4,39 +4,68 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from app.domain.ids import new_uuid7
+from app.domain.runs import RunSource
 from app.domain.tools import InputSchema, Tool, ToolVersion, check_source, is_slug
 from app.domain.users import User
 from app.errors import Conflict, EditConflict, Forbidden, Invalid, NotFound
-from app.store import tools
+from app.store import curated, tools
 from app.store.postgres import Database
 
 
+class OfferedTool(msgspec.Struct, frozen=True, kw_only=True):
+    """An entry of the catalogue, and what a new session of it runs."""
+
+    tool: Tool
+    source: RunSource
+    input_schema: InputSchema
+
+
 async def list_catalogue(
-    db: Database, query: str | None, after: tuple[str, UUID] | None, limit: int
+    db: Database, user: User, query: str | None, after: tuple[str, UUID] | None, limit: int
 ) -> list[Tool]:
-    """Published tools by title, those whose title, summary or slug holds the query."""
+    """What the user may run, by title: tools whose title, summary or slug holds the query."""
     pattern = None
     if query and query.strip():
         escaped = query.strip().replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
         pattern = f"%{escaped}%"
-    return await tools.list_published(db, pattern, after, limit)
+    return await tools.list_published(db, user.roles, pattern, after, limit)
 
 
-async def get_published(db: Database, slug: str) -> tuple[Tool, ToolVersion]:
-    """Raises NotFound for a tool that does not exist or is not published."""
+async def get_offered(db: Database, user: User, slug: str) -> OfferedTool:
+    """Raises NotFound for a tool that is not there for this user, or not published."""
     tool = await tools.find_tool_by_slug(db, slug)
-    if tool is None or tool.published_version_id is None:
+    if tool is None or not user.has_role(tool.min_role):
+        raise NotFound
+    app_id, app_version = tool.curated_app_id, tool.curated_app_version
+    if app_id is not None and app_version is not None:
+        source = RunSource(
+            source_kind="curated_app", curated_app_id=app_id, curated_app_version=app_version
+        )
+        schema = await curated.get_input_schema(db, app_id, app_version)
+        return OfferedTool(tool=tool, source=source, input_schema=schema)
+    if tool.published_version_id is None:
         raise NotFound
     version = await tools.find_version(db, tool.published_version_id)
     assert version is not None, "tools.published_version_id is a foreign key"
-    return tool, version
+    return OfferedTool(tool=tool, source=version_source(version), input_schema=version.input_schema)
+
+
+def version_source(version: ToolVersion) -> RunSource:
+    return RunSource(source_kind="tool_version", version_id=version.id)
 
 
 async def get_editable_tool(db: Database, user: User, tool_id: UUID) -> Tool:
-    """A contributor's own tool, any for an admin; raises NotFound otherwise."""
+    """A contributor's own tool, any for an admin; raises NotFound otherwise.
+
+    Curated apps are changed in the repository, by nobody here.
+    """
     tool = await tools.find_tool(db, tool_id)
-    if tool is None or not (user.role == "admin" or tool.owner_id == user.id):
+    if tool is None or tool.curated_app_id is not None:
+        raise NotFound
+    if not (user.role == "admin" or tool.owner_id == user.id):
         raise NotFound
     return tool
 

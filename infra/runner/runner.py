@@ -1,6 +1,7 @@
 """The main process of a sandbox: takes one job, watches the tool that it forks, sends the outcome.
 
-Usage: `python3 runner.py`, with the protocol of `runner_wire` on stdin and stdout. The work
+Usage: `python3 runner.py [MODULE…]`, with the protocol of `runner_wire` on stdin and stdout. The
+modules named are imported before the runner is ready, so that a tool finds them there. The work
 directory is /work, or what SKRIPTOTEKET_WORK says. Standard library only.
 
 The tool may do anything that its user may do, this process included (it can kill it). So nothing
@@ -11,6 +12,8 @@ outlive its time, and that what a tool wrote before it was stopped still reaches
 
 import contextlib
 import ctypes
+import gc
+import importlib
 import json
 import os
 import select
@@ -36,6 +39,8 @@ from runner_wire import (  # noqa: E402
     RESULT,
     STDERR,
     STDOUT,
+    STOP,
+    TAKEN,
     Lost,
     read_exactly,
     read_job,
@@ -64,10 +69,12 @@ def main() -> int:
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
     request = open(0, "rb", buffering=CHUNK_BYTES, closefd=False)  # noqa: SIM115
     try:
+        preload(sys.argv[1:])
         send_all(answer, MAGIC)
         send(answer, READY)
         job = read_job(request)
         variables = prepare_work(root, job, request)
+        send(answer, TAKEN)
         run = ToolRun(root, job, answer)
         run.start(variables)
         run.watch()
@@ -76,6 +83,16 @@ def main() -> int:
         print(f"runner: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def preload(names: list[str]) -> None:
+    """Import modules for the tool to come. One that cannot be imported is the tool's to miss."""
+    for name in names:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+    # What is here now is shared with the tool's process for as long as neither writes to it.
+    gc.collect()
+    gc.freeze()
 
 
 def prepare_work(root: str, job: dict[str, Any], request: BinaryIO) -> dict[str, str]:
@@ -190,7 +207,7 @@ class ToolRun:
         self.root, self.job, self.answer = root, job, answer
         self.limits = job["limits"]
         self.exit_code: int | None = None
-        self.timed_out = self.work_full = False
+        self.timed_out = self.work_full = self.stopped = False
 
     def start(self, variables: dict[str, str]) -> None:
         pipes = [os.pipe() for _ in range(3)]
@@ -276,7 +293,10 @@ class ToolRun:
             elif pending is not None:
                 wait = min(wait, pending)
             for fd, _ in poll.poll(max(0.0, wait) * 1000 + 1):
-                if fd == 0:  # nothing follows the job: this is the end of the stream
+                if fd == 0:  # nothing else follows the job
+                    self.stopped = os.read(0, 1) == STOP
+                    if self.stopped:
+                        return
                     raise Lost("the worker went away")
                 if fd == self.wake:
                     with contextlib.suppress(BlockingIOError):
@@ -322,7 +342,6 @@ class ToolRun:
 
 def send_outcome(root: str, job: dict[str, Any], run: ToolRun, answer: int) -> None:
     """Send all frames from EXITED to END."""
-    limits = job["limits"]
     exited = {
         "exit_code": run.exit_code,
         "timed_out": run.timed_out,
@@ -334,28 +353,34 @@ def send_outcome(root: str, job: dict[str, Any], run: ToolRun, answer: int) -> N
     try:
         if run.work_full:
             raise Refused("work_full")
-        result = open_result(os.path.join(root, "result.json"), limits["result_max_bytes"])
-        if result is not None:
-            with open(result.fd, "rb") as file:
-                send(answer, RESULT, file.read(result.bytes))
-        artifacts = walk_artifacts(
-            os.path.join(root, "output"),
-            max_files=limits["artifacts_max_files"],
-            max_bytes=limits["artifact_max_bytes"],
-            max_total_bytes=limits["artifacts_max_total_bytes"],
-        )
-        for found in artifacts:
-            send_json(answer, ARTIFACT, {"path": found.path, "bytes": found.bytes})
-            with open(found.fd, "rb", buffering=0) as file:
-                left = found.bytes
-                while left:
-                    if not (chunk := file.read(min(left, CHUNK_BYTES))):
-                        raise Refused("changed", found.path)
-                    send(answer, DATA, chunk)
-                    left -= len(chunk)
+        if not run.stopped:  # nobody wants the work of a run that was cancelled
+            send_work(root, job["limits"], answer)
     except Refused as refused:
         send_json(answer, REFUSED, {"reason": refused.reason, "path": refused.path})
     send(answer, END)
+
+
+def send_work(root: str, limits: dict[str, Any], answer: int) -> None:
+    """Send result.json and the artifacts. Raises Refused at what cannot be taken."""
+    result = open_result(os.path.join(root, "result.json"), limits["result_max_bytes"])
+    if result is not None:
+        with open(result.fd, "rb") as file:
+            send(answer, RESULT, file.read(result.bytes))
+    artifacts = walk_artifacts(
+        os.path.join(root, "output"),
+        max_files=limits["artifacts_max_files"],
+        max_bytes=limits["artifact_max_bytes"],
+        max_total_bytes=limits["artifacts_max_total_bytes"],
+    )
+    for found in artifacts:
+        send_json(answer, ARTIFACT, {"path": found.path, "bytes": found.bytes})
+        with open(found.fd, "rb", buffering=0) as file:
+            left = found.bytes
+            while left:
+                if not (chunk := file.read(min(left, CHUNK_BYTES))):
+                    raise Refused("changed", found.path)
+                send(answer, DATA, chunk)
+                left -= len(chunk)
 
 
 def _find_descendants() -> list[int]:

@@ -7,12 +7,15 @@ protocol is `workers/sandbox/protocol.py`, and a test keeps the two in step.
 Request: `JOB` (JSON, see below), then without frames the bytes that it declares, in this order:
 source, inputs, action (where present), and every file. The worker keeps the stream open until it
 has its answer: end of file while the tool runs means that the worker is gone, and ends the run.
+One byte `STOP` there means that the user cancelled: the tool is killed, and what it printed is
+answered all the same.
 
     {"entrypoint": "run_tool", "source": bytes, "inputs": bytes | null, "action": bytes | null,
      "files": [{"name", "bytes"}], "limits": {…}, "alone": bool, "watch_work": bool}
 
 Response: `READY` once, when everything is imported and a job may come (a pooled runner waits
-here). `PROGRESS` (JSON) while the tool runs. `EXITED` (JSON) when it has ended and nothing of it
+here). `TAKEN` when the whole job has arrived: before it the tool has certainly not run. `PROGRESS`
+(JSON) while the tool runs. `EXITED` (JSON) when it has ended and nothing of it
 is alive. Then `STDOUT`, `STDERR` (eight bytes: how much there was; then what was kept), `RESULT`
 (result.json as it lies there, absent when there is none), for each artifact `ARTIFACT` (JSON:
 path, bytes) and `DATA` until its bytes are complete, at most one `REFUSED` (JSON: what broke the
@@ -23,10 +26,12 @@ import json
 import os
 from typing import Any, BinaryIO
 
-MAGIC = b"SKR\x01"
+MAGIC = b"SKR\x02"
 
 JOB = b"J"
+STOP = b"C"
 READY = b"R"
+TAKEN = b"K"
 PROGRESS = b"P"
 EXITED = b"X"
 STDOUT = b"O"

@@ -1,6 +1,6 @@
 """Users, tokens, tools, versions, tool sessions and runs (ADR-0024 §§1-3)."""
 
-from alembic import op
+from migrations.script import run_script
 
 revision = "0001"
 down_revision = None
@@ -149,16 +149,9 @@ DROP TABLE users;
 """
 
 
-def _run(script: str) -> None:
-    for statement in script.split(";\n"):
-        if statement.strip():
-            # The driver prepares statements and knows no parameters here: take the text as it is.
-            op.get_bind().exec_driver_sql(statement)
-
-
 def upgrade() -> None:
-    _run(UP)
+    run_script(UP)
 
 
 def downgrade() -> None:
-    _run(DOWN)
+    run_script(DOWN)

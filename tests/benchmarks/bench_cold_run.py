@@ -21,9 +21,9 @@ from uuid import uuid4
 import docker
 
 from app.settings import Settings
-from workers.run_tool import make_limits
 from workers.sandbox.base import Outcome, SandboxJob
 from workers.sandbox.docker import DockerSandbox
+from workers.sandbox.pick import make_limits
 from workers.sandbox.process import ProcessSandbox
 
 EMPTY_TOOL = "def run_tool(input_dir, output_dir):\n    return None\n"

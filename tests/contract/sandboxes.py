@@ -28,7 +28,9 @@ from workers.sandbox.base import (
     SandboxResult,
     SandboxUnavailable,
 )
-from workers.sandbox.docker import RUN_LABEL, DockerSandbox
+from workers.sandbox.docker import DockerSandbox, PoolSettings
+from workers.sandbox.engine import OWNER_LABEL
+from workers.sandbox.owner import name_owner
 from workers.sandbox.process import ProcessSandbox
 
 MIB = 1024 * 1024
@@ -47,10 +49,12 @@ LIMITS = SandboxLimits(
     artifacts_max_total_bytes=2_000_000,
 )
 
+POOL = PoolSettings(LIMITS, size=2, max_bytes=512 * MIB, max_age_seconds=600)
 DOCKER = pytest.param("docker", marks=pytest.mark.docker)
+WARM = pytest.param("warm", marks=pytest.mark.docker)  # from a pool; other limits go cold
 # `bare` is the process sandbox on a machine whose kernel gives no namespaces.
 every_sandbox = pytest.mark.parametrize(
-    "sandbox", [DOCKER, "process", "bare"], indirect=True, scope="session"
+    "sandbox", [DOCKER, WARM, "process", "bare"], indirect=True, scope="session"
 )
 fenced_sandboxes = pytest.mark.parametrize(
     "sandbox", [DOCKER, "process"], indirect=True, scope="session"
@@ -58,14 +62,21 @@ fenced_sandboxes = pytest.mark.parametrize(
 docker_sandbox = pytest.mark.parametrize("sandbox", [DOCKER], indirect=True, scope="session")
 
 
+def make_sandbox(kind: str) -> Sandbox:
+    """Make the sandbox of one of the parameters above."""
+    match kind:
+        case "docker":
+            return DockerSandbox(image=IMAGE)
+        case "warm":
+            return DockerSandbox(image=IMAGE, pool=POOL)
+        case _:
+            return ProcessSandbox(use_namespaces=kind == "process")
+
+
 @pytest_asyncio.fixture(scope="session")
 async def sandbox(request: pytest.FixtureRequest) -> AsyncIterator[Sandbox]:
     """The sandbox that the test is parametrized with, started."""
-    chosen: Sandbox = {
-        "docker": lambda: DockerSandbox(image=IMAGE),
-        "process": ProcessSandbox,
-        "bare": lambda: ProcessSandbox(use_namespaces=False),
-    }[request.param]()
+    chosen = make_sandbox(request.param)
     try:
         await chosen.start()
     except SandboxUnavailable as error:
@@ -93,6 +104,7 @@ class Runs:
         action: bytes | None = None,
         entrypoint: str = "run_tool",
         on_progress: ProgressCallback | None = None,
+        stop: asyncio.Event | None = None,
         **limits: float,
     ) -> SandboxResult:
         """Run a tool, given as a module or as the body of `run_tool`."""
@@ -108,7 +120,7 @@ class Runs:
         self.run_ids.append(job.run_id)
         spool = self.directory / f"spool-{job.run_id}"
         spool.mkdir()
-        return await self.sandbox.run(job, spool=spool, on_progress=on_progress)
+        return await self.sandbox.run(job, spool=spool, on_progress=on_progress, stop=stop)
 
     def _write(self, files: dict[str, bytes]) -> Sequence[InputFile]:
         staged = []
@@ -128,8 +140,11 @@ class Runs:
                     left.append(f"process {(entry / 'cmdline').read_bytes()!r}")
             except OSError:  # it ended meanwhile
                 continue
-        if self.sandbox.name == "docker":
-            left += find_docker_objects(self.run_ids)
+        if isinstance(self.sandbox, DockerSandbox):
+            # What waits for a run to come is not left of one; what is being made is neither.
+            found = find_docker_objects(name_owner())
+            waiting = 2 * self.sandbox.pool_size
+            left += found if len(found) > waiting else []
         return left
 
     @property
@@ -147,21 +162,21 @@ async def run(
     runs = Runs(sandbox, tmp_path)
     monkeypatch.setattr(tempfile, "tempdir", str(runs.temp))
     yield runs
-    assert runs.find_left_over() == []
+    # Containers are removed when their answer has been given.
+    await wait_until(lambda: runs.find_left_over() == [], seconds=10)
 
 
-def find_docker_objects(run_ids: Sequence[UUID]) -> list[str]:
-    """List containers and volumes that carry the label of one of the runs."""
+def find_docker_objects(owner: str) -> list[str]:
+    """List a process's containers and volumes."""
     client = docker.from_env()
     try:
-        found = []
-        for run_id in run_ids:
-            wanted = {"label": f"{RUN_LABEL}={run_id}"}
-            containers = client.api.containers(all=True, filters=wanted)
-            volumes = client.api.volumes(filters=wanted)["Volumes"] or []
-            found += [f"container {c['Names']}" for c in containers]
-            found += [f"volume {v['Name']}" for v in volumes]
-        return found
+        wanted = {"label": f"{OWNER_LABEL}={owner}"}
+        containers = client.api.containers(all=True, filters=wanted)
+        volumes = client.api.volumes(filters=wanted)["Volumes"] or []
+        return [
+            *(f"container {c['Names']}" for c in containers),
+            *(f"volume {v['Name']}" for v in volumes),
+        ]
     finally:
         client.close()
 

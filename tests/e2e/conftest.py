@@ -60,6 +60,7 @@ def brief_service(stacks_dir: Path) -> Iterator[Service]:
     overrides = {
         "SESSION_FILES_TTL_SECONDS": "5",
         "RUN_TIMEOUT_SECONDS": "2",
+        "SANDBOX_RUN_TIMEOUT_SECONDS": "2",
         "SANDBOX": "process",
     }
     ports = [free_port()]
@@ -69,13 +70,26 @@ def brief_service(stacks_dir: Path) -> Iterator[Service]:
 
 
 @pytest.fixture(scope="session")
-def idle_service(stacks_dir: Path) -> Iterator[Service]:
-    """A service without workers, where what is queued stays so, and with little patience."""
+def idle_stack(stacks_dir: Path) -> Iterator[Service]:
     overrides = {"RUN_MAX_UNFINISHED": "2", "LOGIN_ATTEMPTS": "3", "SANDBOX": "process"}
     ports = [free_port()]
     data_dir = stacks_dir / "idle"
     with run_service(data_dir, ports=ports, workers=0, overrides=overrides) as running:
         yield Service(running)
+
+
+@pytest.fixture
+def idle_service(idle_stack: Service) -> Iterator[Service]:
+    """A service without workers, where what is queued stays so, and with little patience.
+
+    What a test leaves queued is cancelled after it: the next one has its full number of runs.
+    """
+    yield idle_stack
+    for username in ("anna", "bo"):
+        with log_in(idle_stack, username) as client:
+            for run in client.get("/runs", params={"limit": 200}).raise_for_status().json()["items"]:
+                if run["status"] in ("queued", "running"):
+                    client.post(f"/runs/{run['run_id']}/cancel").raise_for_status()
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from pypdf import PdfReader
 from service import Client, Service
-from steps import Way, list_blobs, log_in, publish
+from steps import START_OVER, Way, action_ids, list_blobs, log_in, publish
 from tiny_tools import DO_FIELD, FILE_FIELD, REPORTER, report
 
 from app.settings import load_settings
@@ -115,7 +115,7 @@ def test_files_not_accessed_for_the_ttl_are_deleted_by_the_cleanup_job(
 
             assert way.session() == before
             assert before["state"]["steps"] == ["start"]
-            assert [action["action_id"] for action in before["next_actions"]] == ["next"]
+            assert action_ids(before) == ["next", START_OVER]
             assert way.get_run(first["run_id"])["ui_payload"] == first["ui_payload"]
 
             way.run(files=[("c.txt", b"c")])

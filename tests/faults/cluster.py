@@ -9,7 +9,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from email.utils import format_datetime, parsedate_to_datetime
@@ -23,7 +23,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from service import Client, Service
 
-from app.dev import DEV_USERS, DevService
+from app.dev import DEV_USERS, DevService, run_service
 from app.devstack import end_with_parent, free_port
 from app.settings import load_settings
 from app.store.fence import PostgresFence
@@ -46,6 +46,21 @@ SETTINGS = {
     "RUN_SWEEP_SECONDS": "1",
 }
 
+# The run's own columns tell how it stands; that it ended once only every change can tell.
+_HISTORY = """
+CREATE TABLE run_history (
+    number bigint GENERATED ALWAYS AS IDENTITY, run_id uuid NOT NULL, status text NOT NULL
+);
+CREATE FUNCTION note_run_history() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO run_history (run_id, status) VALUES (NEW.id, NEW.status);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER note_run_history AFTER UPDATE ON tool_runs FOR EACH ROW
+WHEN (OLD.status <> NEW.status OR OLD.finished_at IS DISTINCT FROM NEW.finished_at)
+EXECUTE FUNCTION note_run_history();
+"""
+
 
 def eventually(look: Callable[[], T], *, seconds: float = PATIENCE_SECONDS) -> T:
     """Return the first true thing that `look` gives; fails with the last one when time is up."""
@@ -54,6 +69,29 @@ def eventually(look: Callable[[], T], *, seconds: float = PATIENCE_SECONDS) -> T
         assert time.monotonic() < deadline, f"not within {seconds} s: {seen!r}"
         time.sleep(0.05)
     return seen
+
+
+@contextmanager
+def run_cluster(data_dir: Path, **settings: str) -> Iterator["Cluster"]:
+    """Run the servers alone; nodes and workers are started as tests need them."""
+    overrides = SETTINGS | settings
+    with (
+        run_service(data_dir, ports=[], workers=0, overrides=overrides) as service,
+        closing(Cluster(service)) as cluster,
+    ):
+        yield cluster
+
+
+@contextmanager
+def paused(workers: list["Process"]) -> Iterator[None]:
+    """Let workers do nothing for a while, so that what is queued stays so."""
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGCONT)
 
 
 @dataclass
@@ -122,17 +160,18 @@ class Cluster:
             yield processes[0]
 
     @contextmanager
-    def workers(self, count: int, **settings: str) -> Iterator[list[Process]]:
+    def workers(
+        self, count: int, *, module: str = "workers.main", **settings: str
+    ) -> Iterator[list[Process]]:
+        """Run workers, by another program than the product's if `module` names one."""
         processes = []
+        settings = {"PYTHONPATH": str(Path(__file__).parent)} | settings
         with ExitStack() as stack:
             for _ in range(count):
-                process = self._spawn(["workers.main"], settings)
+                process = self._spawn([module], settings)
                 stack.callback(process.stop)
                 processes.append(process)
-            eventually(
-                lambda: all(process.has_logged("worker.started") for process in processes),
-                seconds=60,
-            )
+            eventually(lambda: all(_takes_jobs(process) for process in processes), seconds=60)
             yield processes
 
     def _spawn(self, module: list[str], settings: dict[str, str]) -> Process:
@@ -237,6 +276,24 @@ class Cluster:
             return report
 
         return asyncio.run(run())
+
+    def record_history(self) -> None:
+        """From now on have PostgreSQL itself note every change of a run's status or end."""
+        asyncio.run(self._execute(_HISTORY))
+
+    def history(self, run_id: str) -> list[str]:
+        """The statuses that a run has had after it was queued; an end that is repeated too."""
+        rows = self.query(
+            "SELECT status FROM run_history WHERE run_id = $1 ORDER BY number", run_id
+        )
+        return [row["status"] for row in rows]
+
+    async def _execute(self, script: str) -> None:
+        connection = await asyncpg.connect(self.service.stack.database_url)
+        try:
+            await connection.execute(script)
+        finally:
+            await connection.close()
 
     def blobs(self, tool_id: str) -> list[str]:
         return self.keys(f"sessions/files/{tool_id}/")
@@ -346,6 +403,11 @@ def _is_ready(process: Process) -> bool:
     except (OSError, urllib.error.HTTPError):
         return False
     return True
+
+
+def _takes_jobs(process: Process) -> bool:
+    assert process.popen.poll() is None, process.log_path.read_text("utf-8")[-2000:]
+    return process.has_logged("worker.started")
 
 
 def _is_alive(pid: int) -> bool:

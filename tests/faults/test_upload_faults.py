@@ -66,6 +66,7 @@ def before(cluster: Cluster, tool_id: str, context: str) -> list[str]:
 def test_killed_node_leaves_old_set_in_force_and_the_sweep_finds_its_leftovers(
     cluster: Cluster, nodes: list[Process], tool_id: str, context: str, before: list[str]
 ) -> None:
+    cluster.sweep(hours_ahead=2)  # of what other tests left, nothing is counted below
     with cluster.node() as victim:
         upload = start_upload(cluster, victim, context, files=3)
         # The small files stand, the large one is on its way: the node has much to lose.

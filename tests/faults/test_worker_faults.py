@@ -6,13 +6,12 @@ import statistics
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
 import pytest
-from cluster import SETTINGS, Cluster, Process, eventually
+from cluster import SETTINGS, Cluster, Process, eventually, paused
 from fault_tools import TELL, TELL_SCHEMA, seen_by
 from service import Client
 
@@ -40,18 +39,6 @@ def other(cluster: Cluster, nodes: list[Process], tool_id: str) -> Iterator[Clie
 @pytest.fixture
 def context(request: pytest.FixtureRequest) -> str:
     return str(request.node.name)[:64]
-
-
-@contextmanager
-def paused(workers: list[Process]) -> Iterator[None]:
-    """Let workers do nothing for a while, so that what is queued stays so."""
-    for worker in workers:
-        os.kill(worker.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for worker in workers:
-            os.kill(worker.pid, signal.SIGCONT)
 
 
 def start(client: Client, context: str, seconds: float = 0, **form: Any) -> str:

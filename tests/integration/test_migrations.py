@@ -6,6 +6,7 @@ import sys
 import uuid
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,7 +14,7 @@ import asyncpg
 import pytest
 
 from app.devstack import DevStack
-from app.store.migrate import migrate
+from app.store.migrate import downgrade, migrate
 
 NOW = datetime(2026, 1, 16, tzinfo=UTC)
 
@@ -36,7 +37,14 @@ ORDER BY 1, 2, 3, 4
 
 @pytest.fixture(scope="module")
 async def database_url(devstack: DevStack) -> AsyncIterator[str]:
-    """A database of its own, dropped at the end."""
+    """A database of the module's own."""
+    async with make_database(devstack) as url:
+        yield url
+
+
+@asynccontextmanager
+async def make_database(devstack: DevStack) -> AsyncIterator[str]:
+    """Make an empty database, dropped at the end."""
     name = f"migrations_{uuid.uuid4().hex[:8]}"
     server = await asyncpg.connect(devstack.database_url)
     await server.execute(f"CREATE DATABASE {name}")
@@ -72,7 +80,7 @@ async def test_up_down_up_ends_where_it_began(database_url: str) -> None:
     tables = {row[1] for row in first if row[0] == "column"}
     expected = {"users", "api_tokens", "tools", "tool_versions", "tool_sessions", "tool_runs"}
     assert expected <= tables
-    await asyncio.to_thread(migrate, database_url, "base")
+    await asyncio.to_thread(downgrade, database_url, "base")
     left = await describe(database_url)
     assert {row[1] for row in left if row[0] == "column"} <= {"alembic_version"}
     await asyncio.to_thread(migrate, database_url)
@@ -102,6 +110,48 @@ async def test_two_nodes_that_migrate_at_once_take_turns(devstack: DevStack) -> 
         await server.close()
 
 
+async def test_the_schema_before_curated_apps_comes_back_with_everything_else_kept(
+    devstack: DevStack,
+) -> None:
+    async with make_database(devstack) as url:
+        await check_downgrade_from_curated_apps(url)
+
+
+async def check_downgrade_from_curated_apps(url: str) -> None:
+    await asyncio.to_thread(migrate, url)
+    async with closing_connection(url) as connection:
+        await insert_runs_of_both_kinds(connection)
+    await asyncio.to_thread(downgrade, url, "0001")
+    async with closing_connection(url) as connection:
+        left = await connection.fetch("SELECT source_kind FROM tool_runs")
+    assert [row["source_kind"] for row in left] == ["tool_version"]
+    await asyncio.to_thread(migrate, url)
+
+
+@asynccontextmanager
+async def closing_connection(url: str) -> AsyncIterator[Any]:
+    connection = await asyncpg.connect(url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def insert_runs_of_both_kinds(connection: Any) -> None:
+    rows = Rows(connection)
+    await rows.insert()
+    await rows.run()
+    app = uuid.uuid4()
+    await connection.execute(
+        "INSERT INTO tools (id, slug, title, summary, usage_instructions, curated_app_id,"
+        " curated_app_version, created_at, updated_at)"
+        " VALUES ($1, 'app', '', '', '', 'a', '1', $2, $2)",
+        app,
+        NOW,
+    )
+    await rows.run(**CURATED, tool_id=app, version_id=None)
+
+
 # --- the rules that the schema carries ------------------------------------------------------
 
 
@@ -129,6 +179,9 @@ class Rows:
             self.version,
             self.tool,
             NOW,
+        )
+        await self.db.execute(
+            "INSERT INTO curated_app_versions VALUES ('a', '1', '', 'x', '[]', $1)", NOW
         )
         await self.db.execute(
             "INSERT INTO tool_sessions (id, tool_id, user_id, context, created_at, updated_at)"

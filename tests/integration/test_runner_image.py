@@ -1,13 +1,15 @@
 """The runner image can do what tools need of it, as the user and under the limits of a run."""
 
+import json
 import os
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 IMAGE = os.environ.get("RUNNER_IMAGE", "skriptoteket-runner")
-TOOL = Path(__file__).parents[2] / "infra" / "tools" / "html_to_pdf_preview"
+TOOLS = Path(__file__).parents[2] / "infra" / "tools"
 
 pytestmark = [pytest.mark.docker]
 
@@ -16,6 +18,7 @@ def _run_in_image(code: str, *options: str, stdin: bytes = b"") -> str:
     command = [
         *("docker", "run", "--rm", "--interactive", "--network", "none", "--read-only"),
         *("--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
+        *("--memory", "1g", "--memory-swap", "1g", "--cpus", "1", "--pids-limit", "256"),
         *(*options, "--entrypoint", "python3", IMAGE, "-W", "error", "-c", code),
     ]
     done = subprocess.run(command, input=stdin, capture_output=True, timeout=60, check=False)
@@ -89,16 +92,183 @@ def test_nothing_in_it_lends_rights_and_nothing_can_be_written() -> None:
     assert output == "[] []\n"
 
 
-def test_the_html_tool_converts_its_sample_with_weasyprint() -> None:
+# What each library is there for, in one small real thing; `out` is what it has to print.
+USES = {
+    "pandas and openpyxl": (
+        "import pandas\n"
+        "frame = pandas.DataFrame({'Elev': ['Åsa', 'Bo', 'Åsa'], 'Poäng': [3, 4, 5]})\n"
+        "frame.to_excel('/tmp/a.xlsx', index=False)\n"
+        "read = pandas.read_excel('/tmp/a.xlsx')\n"
+        "print(read.groupby('Elev')['Poäng'].mean().to_dict())",
+        "{'Bo': 4.0, 'Åsa': 4.0}",
+    ),
+    "python-docx": (
+        "import docx\n"
+        "document = docx.Document()\n"
+        "document.add_heading('Läxa', 1)\n"
+        "document.save('/tmp/a.docx')\n"
+        "print([(p.style.name, p.text) for p in docx.Document('/tmp/a.docx').paragraphs])",
+        "[('Heading 1', 'Läxa')]",
+    ),
+    "pypdf, also with AES": (
+        "import io, pypdf\n"
+        "parts = []\n"
+        "for width in (100, 200):\n"
+        "    writer, out = pypdf.PdfWriter(), io.BytesIO()\n"
+        "    writer.add_blank_page(width, 100)\n"
+        "    writer.encrypt('hemligt å', algorithm='AES-256')\n"
+        "    writer.write(out)\n"
+        "    parts.append(out)\n"
+        "merged, out = pypdf.PdfWriter(), io.BytesIO()\n"
+        "for part in parts:\n"
+        "    merged.append(pypdf.PdfReader(part, password='hemligt å'))\n"
+        "merged.write(out)\n"
+        "print([int(page.mediabox.width) for page in pypdf.PdfReader(out).pages])",
+        "[100, 200]",
+    ),
+    "pillow": (
+        "import subprocess\n"
+        "from PIL import Image, ImageDraw, ImageFont\n"
+        "path = subprocess.check_output(['fc-match', '-f', '%{file}', 'sans'], text=True)\n"
+        "font = ImageFont.truetype(path, 40)\n"
+        "def draw(text):\n"
+        "    image = Image.new('1', (60, 60))\n"
+        "    ImageDraw.Draw(image).text((5, 5), text, fill=1, font=font)\n"
+        "    image.save('/tmp/a.png')\n"
+        "    return Image.open('/tmp/a.png').tobytes()\n"
+        # å is neither an a nor the box for a letter that the font lacks.
+        "print(len({draw('å'), draw('a'), draw(chr(0x10FFFD)), draw(' ')}))",
+        "4",
+    ),
+    "jinja2": (
+        "import jinja2\n"
+        "template = jinja2.Environment(autoescape=True).from_string('<b>{{ namn }}</b>')\n"
+        "print(template.render(namn='Å & Ö'))",
+        "<b>Å &amp; Ö</b>",
+    ),
+    "markdown-it-py": (
+        "from markdown_it import MarkdownIt\n"
+        "print(MarkdownIt().enable('table').render('**å**').strip())",
+        "<p><strong>å</strong></p>",
+    ),
+}
+
+
+@pytest.mark.parametrize("library", USES)
+def test_each_library_does_a_small_real_thing(library: str) -> None:
+    code, expected = USES[library]
+    output = _run_in_image(f"{code}\nimport os; print(os.getuid())")
+    assert output == f"{expected}\n10001\n"
+
+
+def _read_sbom() -> dict[str, Any]:
+    code = "print(open('/opt/skriptoteket/sbom.json', encoding='utf-8').read())"
+    return dict(json.loads(_run_in_image(code)))
+
+
+def test_its_bill_of_materials_names_all_that_is_installed() -> None:
+    # Not by dpkg-query and importlib, which made the list: by what lies on the disk.
+    code = (
+        "import glob, json, os, re, sys\n"
+        "status = open('/var/lib/dpkg/status', encoding='utf-8').read().split('\\n\\n')\n"
+        "fields = [dict(re.findall(r'(?m)^([A-Z][a-z]+): (.*)$', entry)) for entry in status]\n"
+        "debian = [(f['Package'], f['Version']) for f in fields\n"
+        "          if f.get('Status') == 'install ok installed']\n"
+        "found = [path for folder in sys.path for path in glob.glob(folder + '/*.dist-info')]\n"
+        "python = [os.path.basename(path)[:-10].split('-') for path in found]\n"
+        "print(json.dumps([debian, python]))"
+    )
+    debian, python = json.loads(_run_in_image(code))
+    assert len(debian) > 80 and len(python) > 20
+    listed = {
+        (part["purl"][:8], part["name"], part["version"]) for part in _read_sbom()["components"]
+    }
+    expected = {("pkg:deb/", name, version) for name, version in debian}
+    expected |= {("pkg:pypi", name.lower().replace("_", "-"), version) for name, version in python}
+    assert expected - listed == set()
+    assert {name for kind, name, _ in listed - expected} == {"python"}
+
+
+def test_its_bill_of_materials_is_cyclonedx_and_the_same_for_the_same_image() -> None:
+    sbom = _read_sbom()
+    assert (sbom["bomFormat"], sbom["specVersion"]) == ("CycloneDX", "1.6")
+    assert "serialNumber" not in sbom and "timestamp" not in sbom["metadata"]
+    parts = list(sbom["components"])
+    for part in parts:
+        if part["purl"].startswith("pkg:pypi/"):
+            (digest,) = part["hashes"]
+            assert digest["alg"] == "SHA-256" and len(digest["content"]) == 64
+            assert part["licenses"]
+    # Wheels bring libraries of their own, and some say which.
+    bundled = [inner for part in parts for inner in part.get("components", [])]
+    assert {"FreeType", "zlib"} <= {part["name"] for part in bundled}
+    references = [part["bom-ref"] for part in parts + bundled]
+    assert len(references) == len(set(references))
+    # Most of Debian's copyright files can be read by a program.
+    licensed = sum("licenses" in part for part in sbom["components"])
+    assert licensed > 0.7 * len(sbom["components"])
+
+
+def test_packages_come_without_their_own_tests_and_all_compiled() -> None:
+    code = (
+        "import os\n"
+        "folders = list(os.walk('/opt/packages'))\n"
+        "print([d for d, _, _ in folders if os.path.basename(d) == 'tests'],\n"
+        "      [d for d, inner, files in folders if '__pycache__' not in inner\n"
+        "       and any(f.endswith('.py') for f in files)])"
+    )
+    assert _run_in_image(code) == "[] []\n"
+
+
+# The action to take on a tool's sample, words of the answer, and the files it leaves.
+SAMPLES = {
+    "html_to_pdf_preview": (
+        "convert",
+        "veckobrev.pdf är klar: 1 sida, A4 stående. Gjord med WeasyPrint",
+        ["veckobrev.pdf"],
+    ),
+    "markdown_to_docx": (
+        "convert",
+        "Klart att ladda ned: lektionsplanering.docx.",
+        ["lektionsplanering.docx"],
+    ),
+    "css_mall": (
+        None,
+        "Läsläxa Bröderna Lejonhjärta.pdf är klar.",
+        ["Läsläxa Bröderna Lejonhjärta.html", "Läsläxa Bröderna Lejonhjärta.pdf"],
+    ),
+    "pdf_sla_ihop": ("merge", "är klar: 4 sidor ur 2 filer.", ["sammanslagen.pdf"]),
+}
+
+
+@pytest.mark.parametrize("folder", SAMPLES)
+def test_tools_of_the_script_bank_do_their_sample(folder: str) -> None:
+    action_id, words, files = SAMPLES[folder]
+    sample = TOOLS / folder / "sample"
+    uploads = sorted(path for path in sample.iterdir() if path.name != "inputs.json")
+    inputs = sample / "inputs.json"
+    environment = {
+        "SKRIPTOTEKET_OUTPUT_DIR": "/tmp/out",
+        "SKRIPTOTEKET_INPUT_MANIFEST": json.dumps(
+            {"files": [{"name": path.name, "path": f"/sample/{path.name}"} for path in uploads]}
+        ),
+        "SKRIPTOTEKET_INPUTS": inputs.read_text("utf-8") if inputs.exists() else "{}",
+    }
+    if action_id:
+        payload = {"action_id": action_id, "input": {}, "state": {}}
+        environment["SKRIPTOTEKET_ACTION"] = json.dumps(payload)
     output = _run_in_image(
         "import json, os, sys\n"
         "os.mkdir('/tmp/out')\n"
-        "os.environ.update(SKRIPTOTEKET_INPUT_DIR='/sample', SKRIPTOTEKET_OUTPUT_DIR='/tmp/out',\n"
-        '    SKRIPTOTEKET_ACTION=\'{"action_id":"convert","input":{},"state":{}}\')\n'
+        f"os.environ.update({environment!r})\n"
         "exec(compile(sys.stdin.read(), 'script.py', 'exec'))\n"
-        "print(run_tool('/sample', '/tmp/out')['outputs'][0]['message'], os.listdir('/tmp/out'))",
+        "result = run_tool('/sample', '/tmp/out')\n"
+        "said = [output.get('message', '') for output in result['outputs']]\n"
+        "print(json.dumps([' '.join(said), sorted(os.listdir('/tmp/out'))]))",
         "--volume",
-        f"{TOOL / 'sample'}:/sample:ro",
-        stdin=(TOOL / "tool.py").read_bytes(),
+        f"{sample}:/sample:ro",
+        stdin=(TOOLS / folder / "tool.py").read_bytes(),
     )
-    assert "veckobrev.pdf är klar: 1 sida, A4 stående. Gjord med WeasyPrint" in output
+    said, made = json.loads(output)
+    assert words in said
+    assert made == files

@@ -4,6 +4,7 @@ import asyncio
 import importlib.util
 import json
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from workers.sandbox import protocol
+from workers.sandbox import wire as worker_wire
 from workers.sandbox.base import (
     InputFile,
     Outcome,
@@ -22,7 +24,8 @@ from workers.sandbox.base import (
     SandboxLimits,
     SandboxResult,
 )
-from workers.sandbox.protocol import MAGIC, RunnerNotStarted, exchange
+from workers.sandbox.protocol import RunnerNotStarted, exchange
+from workers.sandbox.wire import MAGIC
 
 RUNNER = Path(__file__).resolve().parents[2] / "infra" / "runner"
 
@@ -68,8 +71,8 @@ def stream_of(kind: bytes, text: bytes = b"", total: int | None = None) -> bytes
     return frame(kind, (len(text) if total is None else total).to_bytes(8, "big") + text)
 
 
-HELLO = MAGIC + frame(b"R")
-RAN = HELLO + frame(b"X", EXITED) + stream_of(b"O", b"ut") + stream_of(b"E", b"fel")
+TAKEN = frame(b"K")
+RAN = TAKEN + frame(b"X", EXITED) + stream_of(b"O", b"ut") + stream_of(b"E", b"fel")
 
 
 def artifact(path: str, data: bytes = b"x") -> bytes:
@@ -94,15 +97,15 @@ def play(tmp_path: Path) -> Play:
 
 def test_both_sides_speak_the_same_protocol() -> None:
     wire = load_runner_module("runner_wire")
-    ours, theirs = vars(protocol), vars(wire)
+    ours, theirs = vars(worker_wire), vars(wire)
     words = {name for name, value in theirs.items() if isinstance(value, bytes)}
     assert {name: ours[name] for name in words} == {name: theirs[name] for name in words}
-    assert protocol.CHUNK_BYTES >= wire.CHUNK_BYTES
+    assert worker_wire.CHUNK_BYTES >= wire.CHUNK_BYTES
 
 
 async def test_whole_answer_is_read(play: Play, tmp_path: Path) -> None:
     answer = (
-        HELLO
+        TAKEN
         + frame(b"P", {"fraction": 0.5, "text": "halvvägs"})
         + frame(b"X", {**EXITED, "exit_code": 3})
         + stream_of(b"O", b"0123456789", total=77)
@@ -155,7 +158,7 @@ async def test_request_carries_everything_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cut", range(len(RAN + frame(b"T", b"{}") + artifact("a"))))
 async def test_stream_cut_anywhere_is_a_crash_or_no_start(play: Play, cut: int) -> None:
     answer = (RAN + frame(b"T", b"{}") + artifact("a"))[:cut]
-    if cut < len(HELLO):
+    if cut < len(TAKEN):
         with pytest.raises(RunnerNotStarted):
             await play(answer)
         return
@@ -166,19 +169,19 @@ async def test_stream_cut_anywhere_is_a_crash_or_no_start(play: Play, cut: int) 
 @pytest.mark.parametrize(
     "answer",
     [
-        HELLO + frame(b"?"),
-        HELLO + frame(b"Z"),
-        HELLO + frame(b"X", b"{"),
-        HELLO + frame(b"X", b"[" * 5000),
-        HELLO + frame(b"X", {**EXITED, "exit_code": 10**9}),
-        HELLO + frame(b"X", {"exit_code": 0}),
-        HELLO + frame(b"X", b"", length=2**32 - 1),
-        HELLO + frame(b"P", {"fraction": 2, "text": ""}),
-        HELLO + frame(b"P", {"fraction": 0.5, "text": "x" * 501}),
-        HELLO + frame(b"P", b'{"fraction": NaN, "text": ""}'),
-        HELLO + frame(b"X", EXITED) + stream_of(b"E"),
-        HELLO + frame(b"X", EXITED) + frame(b"O", b"1234567"),
-        HELLO + frame(b"X", EXITED) + stream_of(b"O", b"x" * 11),
+        TAKEN + frame(b"?"),
+        TAKEN + frame(b"Z"),
+        TAKEN + frame(b"X", b"{"),
+        TAKEN + frame(b"X", b"[" * 5000),
+        TAKEN + frame(b"X", {**EXITED, "exit_code": 10**9}),
+        TAKEN + frame(b"X", {"exit_code": 0}),
+        TAKEN + frame(b"X", b"", length=2**32 - 1),
+        TAKEN + frame(b"P", {"fraction": 2, "text": ""}),
+        TAKEN + frame(b"P", {"fraction": 0.5, "text": "x" * 501}),
+        TAKEN + frame(b"P", b'{"fraction": NaN, "text": ""}'),
+        TAKEN + frame(b"X", EXITED) + stream_of(b"E"),
+        TAKEN + frame(b"X", EXITED) + frame(b"O", b"1234567"),
+        TAKEN + frame(b"X", EXITED) + stream_of(b"O", b"x" * 11),
         RAN + frame(b"X", EXITED),
         RAN + frame(b"T", b"x" * 101),
         RAN + frame(b"T", b"", length=2**31),
@@ -264,12 +267,22 @@ async def test_silent_runner_is_ended_by_the_clock(
     monkeypatch.setattr(protocol, "COLLECT_SECONDS", 0.05)
     with pytest.raises(RunnerNotStarted):
         await play(b"", ends=False)
-    assert (await play(HELLO, ends=False)).outcome is Outcome.TIMED_OUT
+    assert (await play(TAKEN, ends=False)).outcome is Outcome.TIMED_OUT
     assert (await play(RAN, ends=False)).outcome is Outcome.VIOLATION
 
 
+async def test_silence_after_the_end_of_the_tool_is_not_waited_out(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "FRAME_SECONDS", 0.05)
+    began = time.monotonic()
+    result = await play(RAN + artifact("a")[:-1], ends=False)
+    assert result.outcome is Outcome.VIOLATION
+    assert time.monotonic() - began < protocol.COLLECT_SECONDS / 10
+
+
 async def test_runner_that_stops_reading_is_judged_by_its_answer(play: Play) -> None:
-    assert (await play(HELLO, sink=Sink(fails=True))).outcome is Outcome.CRASHED
+    assert (await play(TAKEN, sink=Sink(fails=True))).outcome is Outcome.CRASHED
 
 
 async def test_file_that_shrank_is_an_error_of_ours(tmp_path: Path) -> None:
@@ -282,7 +295,7 @@ async def test_file_that_shrank_is_an_error_of_ours(tmp_path: Path) -> None:
         limits=LIMITS,
     )
     source = asyncio.StreamReader()
-    source.feed_data(HELLO)
+    source.feed_data(TAKEN)
     with pytest.raises(ValueError, match="shorter"):
         await exchange(job, source, Sink(), spool=tmp_path, alone=True)
 
@@ -292,7 +305,7 @@ async def test_file_that_shrank_is_an_error_of_ours(tmp_path: Path) -> None:
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-@given(junk=st.binary(max_size=200), start=st.sampled_from([HELLO, RAN, RAN + frame(b"T", b"{}")]))
+@given(junk=st.binary(max_size=200), start=st.sampled_from([TAKEN, RAN, RAN + frame(b"T", b"{}")]))
 def test_junk_never_raises(junk: bytes, start: bytes, tmp_path_factory: Any) -> None:
     async def read() -> SandboxResult:
         source = asyncio.StreamReader()

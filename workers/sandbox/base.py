@@ -6,6 +6,7 @@ for anything that the tool did: a tool that hangs, dies, floods or lies is a res
 Whatever happens, nothing of the job is left behind (process, container, volume, directory).
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -17,7 +18,11 @@ ProgressCallback = Callable[[float, str], Awaitable[None]]
 
 
 class SandboxUnavailable(Exception):
-    """The sandbox itself failed (daemon gone, image missing): not the tool's fault, retry later."""
+    """The sandbox itself failed (daemon gone, image missing) before the tool ran: retry later."""
+
+
+class SandboxLost(Exception):
+    """The sandbox went away while the tool ran: what the tool did by then nobody knows."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class Outcome(StrEnum):
     TIMED_OUT = "timed_out"
     OUT_OF_MEMORY = "out_of_memory"
     CRASHED = "crashed"  # the runner went away without a result
+    CANCELLED = "cancelled"  # it was asked to stop
     VIOLATION = "violation"  # what came back broke the contract; `violation` says how
 
 
@@ -113,11 +119,21 @@ class Sandbox(Protocol):
         ...
 
     async def run(
-        self, job: SandboxJob, *, spool: Path, on_progress: ProgressCallback | None = None
+        self,
+        job: SandboxJob,
+        *,
+        spool: Path,
+        on_progress: ProgressCallback | None = None,
+        stop: asyncio.Event | None = None,
     ) -> SandboxResult:
         """Execute the job once. Artifacts are written below `spool`, which the caller removes.
 
+        Setting `stop` kills the tool and returns what it has printed, within a second or so.
         Cancelling the call kills the run and cleans up before the cancellation goes on.
+
+        Raises:
+            SandboxUnavailable: the tool did not run.
+            SandboxLost: it may have run, and its result will never be known.
         """
         ...
 

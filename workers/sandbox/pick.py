@@ -2,8 +2,8 @@
 
 from app.log import get_log
 from app.settings import Settings
-from workers.sandbox.base import Sandbox, SandboxUnavailable
-from workers.sandbox.docker import DockerSandbox
+from workers.sandbox.base import Sandbox, SandboxLimits, SandboxUnavailable
+from workers.sandbox.docker import DockerSandbox, PoolSettings
 from workers.sandbox.process import ProcessSandbox
 
 log = get_log(__name__)
@@ -24,7 +24,7 @@ async def open_sandbox(settings: Settings) -> Sandbox:
             raise SandboxUnavailable("SANDBOX=process is no security boundary: not in production")
         return await _open(ProcessSandbox())
     try:
-        return await _open(DockerSandbox(image=settings.runner_image))
+        return await _open(_make_docker(settings))
     except SandboxUnavailable as error:
         if settings.sandbox == "docker" or production:
             raise SandboxUnavailable(
@@ -32,6 +32,35 @@ async def open_sandbox(settings: Settings) -> Sandbox:
             ) from error
         log.warning("sandbox.docker_unavailable", reason=str(error))
     return await _open(ProcessSandbox())
+
+
+def _make_docker(settings: Settings) -> DockerSandbox:
+    pool = PoolSettings(
+        limits=make_limits(settings, is_sandbox=False),
+        size=settings.runner_pool_size,
+        max_bytes=settings.runner_pool_bytes,
+        max_age_seconds=settings.runner_pool_max_age_seconds,
+        preload=settings.runner_preload.split(),
+    )
+    return DockerSandbox(image=settings.runner_image, runtime=settings.runner_runtime, pool=pool)
+
+
+def make_limits(settings: Settings, *, is_sandbox: bool) -> SandboxLimits:
+    """Return the caps of a run; an editor's test run has a shorter time."""
+    return SandboxLimits(
+        timeout_seconds=settings.sandbox_run_timeout_seconds
+        if is_sandbox
+        else settings.run_timeout_seconds,
+        memory_bytes=settings.run_memory_bytes,
+        cpus=settings.run_cpus,
+        processes=settings.run_processes,
+        work_bytes=settings.run_work_bytes,
+        output_max_bytes=settings.run_output_max_bytes,
+        result_max_bytes=settings.run_result_max_bytes,
+        artifacts_max_files=settings.artifacts_max_files,
+        artifact_max_bytes=settings.artifact_max_bytes,
+        artifacts_max_total_bytes=settings.artifacts_max_total_bytes,
+    )
 
 
 async def _open(sandbox: Sandbox) -> Sandbox:

@@ -31,7 +31,7 @@ from workers.sandbox.base import (
 )
 from workers.sandbox.cleanup import finish
 from workers.sandbox.fence import Fence
-from workers.sandbox.protocol import RunnerNotStarted, exchange
+from workers.sandbox.protocol import RunnerNotStarted, exchange, wait_until_ready
 
 RUNNER = Path(__file__).resolve().parents[2] / "infra" / "runner" / "runner.py"
 END_SECONDS = 2.0
@@ -105,11 +105,16 @@ class ProcessSandbox:
         )
 
     async def run(
-        self, job: SandboxJob, *, spool: Path, on_progress: ProgressCallback | None = None
+        self,
+        job: SandboxJob,
+        *,
+        spool: Path,
+        on_progress: ProgressCallback | None = None,
+        stop: asyncio.Event | None = None,
     ) -> SandboxResult:
         root = Path(tempfile.mkdtemp(prefix="skriptoteket-run-"))
         try:
-            return await self._run(job, root, spool, on_progress)
+            return await self._run(job, root, spool, on_progress, stop)
         finally:
             await finish(_remove(root))
 
@@ -117,7 +122,12 @@ class ProcessSandbox:
         """Nothing is held between runs."""
 
     async def _run(
-        self, job: SandboxJob, root: Path, spool: Path, on_progress: ProgressCallback | None
+        self,
+        job: SandboxJob,
+        root: Path,
+        spool: Path,
+        on_progress: ProgressCallback | None,
+        stop: asyncio.Event | None,
     ) -> SandboxResult:
         spaces = self._namespaces
         process = await _start_fenced(spaces, root, job.limits, RUNNER)
@@ -125,6 +135,7 @@ class ProcessSandbox:
         stderr = bytearray()
         reading = asyncio.create_task(_read_stderr(process, stderr))
         try:
+            await wait_until_ready(process.stdout)
             result = await exchange(
                 job,
                 process.stdout,
@@ -133,6 +144,7 @@ class ProcessSandbox:
                 alone=spaces.pid,
                 watch_work=not spaces.mount,
                 on_progress=on_progress,
+                stop=stop,
             )
         except RunnerNotStarted as error:
             await finish(_end(process, root, spaces))

@@ -22,6 +22,7 @@ class Normalized(msgspec.Struct, frozen=True, kw_only=True):
     canonical JSON. `state` is None if the tool leaves its state unchanged. `notices` are the codes
     of the notices that the normalizer added, in the order in which they are shown. A failed
     result is normalized like any other: that its state does not count is the caller's rule.
+    `offers_steps` says whether the tool's own actions, or some of them, are among the next ones.
     """
 
     status: str
@@ -29,6 +30,7 @@ class Normalized(msgspec.Struct, frozen=True, kw_only=True):
     ui_payload: dict[str, Any]
     ui_payload_bytes: bytes
     state: dict[str, Any] | None
+    offers_steps: bool
     notices: tuple[str, ...]
 
 
@@ -80,6 +82,7 @@ def normalize(
         ui_payload=page.payload,
         ui_payload_bytes=page.data,
         state=state,
+        offers_steps=bool(draft.from_tool),
         notices=page.notices,
     )
 
