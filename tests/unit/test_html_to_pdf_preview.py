@@ -328,6 +328,11 @@ def test_letters_beyond_the_fonts_are_named(run: Run, engine: str) -> None:
 # --- several pages --------------------------------------------------------------------------------
 
 
+def test_a_name_with_the_narrow_space_of_other_systems_is_no_error(run: Run) -> None:
+    result = run({"Sida 9.41\u202fem.html": "<p>Hej"}, **A4)
+    assert [path.name for path in result.output_dir.iterdir()] == ["Sida 9.41 em.pdf"]
+
+
 def test_several_pages_are_all_shown_and_one_or_all_converted(run: Run, engine: str) -> None:
     files: Files = {"ett.html": "<p>Första", "två.htm": "<p>Andra", "ett.htm": "<p>Tredje"}
     result = run(files)

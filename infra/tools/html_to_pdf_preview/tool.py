@@ -971,7 +971,9 @@ def _join_names(names: Iterable[str]) -> str:
 
 
 def _make_pdf_name(page_name: str, taken: set[str]) -> str:
-    stem = Path(page_name).stem.encode()[:200].decode("utf-8", "ignore") or "sida"
+    # Names from other systems hold spaces and marks that are not printable.
+    stem = "".join(letter if letter.isprintable() else " " for letter in Path(page_name).stem)
+    stem = stem.strip().encode()[:200].decode("utf-8", "ignore") or "sida"
     name, number = f"{stem}.pdf", 1
     while name.casefold() in taken:
         number += 1
