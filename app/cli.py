@@ -13,20 +13,23 @@ from typing import Any
 import msgspec
 import uvicorn
 
+from app.console import print_report, show_sweep
 from app.domain.ids import new_uuid7
 from app.domain.users import User
 from app.errors import AppError
 from app.log import configure_logging
 from app.main import create_app
 from app.settings import Settings, SettingsError, load_settings
-from app.store import users
+from app.store import sweep_ledger, users
 from app.store.lifecycle import init_storage
 from app.store.objects import open_object_store
 from app.store.postgres import open_database
 from app.usecases.accounts import hash_password
 from app.usecases.seed import seed_catalogue
-from app.usecases.sessions import clean_up_expired
+from app.usecases.storage_sweep import clean_up_expired, survey_session_files
 from app.wiring import open_services
+
+EXIT_TRY_LATER = 75  # EX_TEMPFAIL of sysexits.h
 
 
 def main() -> None:
@@ -70,10 +73,12 @@ def _parser() -> argparse.ArgumentParser:
     sweep = add(
         "cleanup_expired_session_files",
         _cleanup_expired_session_files,
-        "delete session files past their time",
+        "delete session files past their time, and what nothing names",
     )
-    sweep.add_argument("--dry-run", action="store_true", help="only count")
-    sweep.add_argument("--json", action="store_true", help="print the report as JSON")
+    sweep.add_argument("--dry-run", action="store_true", help="only look")
+    usage = add("session_files_usage", _session_files_usage, "count session files; changes nothing")
+    for reporting in (sweep, usage):
+        reporting.add_argument("--json", action="store_true", help="print the report as JSON")
     dev = add("dev", _dev, "run everything on this machine with embedded servers")
     dev.add_argument("--port", type=int, default=8000, help="of the first API node")
     dev.add_argument("--data-dir", type=Path, default=Path(".devdata"))
@@ -153,20 +158,35 @@ def _add_user(args: argparse.Namespace, settings: Settings) -> int:
 
 
 def _cleanup_expired_session_files(args: argparse.Namespace, settings: Settings) -> int:
-    async def sweep() -> None:
+    if args.dry_run:
+        return _session_files_usage(args, settings)
+
+    async def sweep() -> int:
         async with open_services(settings) as services:
-            report = await clean_up_expired(
-                services.db, services.session_files, dry_run=args.dry_run
-            )
+            db, storage = services.db, services.session_files
+            expected = (await sweep_ledger.get_status(db)).sets
+            with show_sweep(expected) as tell:
+                report = await clean_up_expired(db, storage, settings, on_progress=tell)
         if report is None:
             print("another process is sweeping", file=sys.stderr)  # noqa: T201
-        elif args.json:
-            _print_json(msgspec.to_builtins(report))
-        else:
-            for name, value in msgspec.structs.asdict(report).items():
-                print(f"{name.replace('_', ' ')}: {value}")  # noqa: T201
+            return EXIT_TRY_LATER
+        print_report(report, as_json=args.json)
+        return 0
 
-    return _run(sweep())
+    return asyncio.run(sweep())
+
+
+def _session_files_usage(args: argparse.Namespace, settings: Settings) -> int:
+    async def survey() -> int:
+        async with open_services(settings) as services:
+            db, storage = services.db, services.session_files
+            expected = (await sweep_ledger.get_status(db)).sets
+            with show_sweep(expected) as tell:
+                report = await survey_session_files(db, storage, settings, on_progress=tell)
+        print_report(report, as_json=args.json)
+        return 0
+
+    return asyncio.run(survey())
 
 
 def _dev(args: argparse.Namespace, settings: Settings) -> int:

@@ -39,8 +39,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     s3_timeout_seconds: Positive = 20
     storage_fence: Literal["none", "postgres"] = "none"
     lifecycle_days: Positive = 7
+    lifecycle_day_seconds: Positive = 86_400  # some servers can shorten a day, to try their rules
     artifact_retention_days: Positive = 30
+    run_retention_days: Positive = 180  # then a run goes with its payload and its artifacts
     session_files_ttl_seconds: Positive = 86_400
+    sweep_requests_per_second: Positive = 200  # the sweep never asks S3 faster
+    sweep_max_seconds: Positive = 2_700  # what is left then comes first in the next hour
 
     upload_max_files: Positive = 20
     upload_max_file_bytes: Positive = 20_000_000
@@ -109,7 +113,8 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         settings = msgspec.convert(raw, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise SettingsError(f"settings: {error}".replace("`$.", "`").replace("$.", "")) from None
-    if settings.lifecycle_days * 86_400 < 2 * settings.session_files_ttl_seconds + 86_400:
+    day_seconds, ttl_seconds = settings.lifecycle_day_seconds, settings.session_files_ttl_seconds
+    if settings.lifecycle_days * day_seconds < 2 * ttl_seconds + day_seconds:
         # Rules count whole days from creation: a shorter period could delete a live set.
         raise SettingsError("LIFECYCLE_DAYS must be at least 2 x SESSION_FILES_TTL_SECONDS + 1 day")
     if settings.app_env == "production" and settings.sandbox == "process":

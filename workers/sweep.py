@@ -15,7 +15,7 @@ from app.store import runs
 from app.store.events import RunEvent, RunEvents
 from app.store.postgres import Database
 from app.store.session_files import SessionFileStorageProtocol
-from app.usecases.sessions import clean_up_expired
+from app.usecases.storage_sweep import clean_up_expired
 
 log = get_log(__name__)
 
@@ -52,4 +52,4 @@ class Sweep:
 
     async def clean_up_expired_session_files(self) -> None:
         """Delete session files that no run was given for the TTL (ADR-0039 §3)."""
-        await clean_up_expired(self.db, self.session_files)
+        await clean_up_expired(self.db, self.session_files, self.settings)

@@ -7,16 +7,27 @@ same keys, so nothing of a lost attempt outlives the run.
 import asyncio
 import os
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import AbstractAsyncContextManager
+from datetime import timedelta
 from pathlib import Path
 from uuid import UUID
 
-from app.store.object_types import ObjectStream
+import msgspec
+
+from app.store.object_types import ObjectInfo, ObjectStream
 from app.store.object_writer import ObjectWriter, WrittenObject, run_to_end
 from app.store.objects import ObjectStore
 
 READ_BYTES = 1024 * 1024
+PREFIX = "runs/"
+
+
+class RemovedArtifacts(msgspec.Struct):
+    """How many artifacts were deleted, and how large they were."""
+
+    artifacts: int = 0
+    bytes: int = 0
 
 
 class ArtifactStore:
@@ -57,11 +68,51 @@ class ArtifactStore:
         """
         return self._objects.open(artifact_key(run_id, number), offset=offset, length=length)
 
-    async def delete_all(self, run_id: UUID) -> int:
-        """Delete what a run produced and return how many artifacts there were."""
-        prefix = f"runs/{run_id}/"
-        keys = [info.key async for info in self._objects.list_objects(prefix)]
-        return await self._objects.delete(keys)
+    async def delete_all(self, run_id: UUID) -> RemovedArtifacts:
+        """Delete what a run produced and return what there was."""
+        removed = RemovedArtifacts()
+        async for page in self._objects.list_pages(f"{PREFIX}{run_id}/"):
+            await self._remove(page, removed)
+        return removed
+
+    async def delete_of_runs(
+        self, run_ids: Collection[UUID], *, dry_run: bool = False
+    ) -> RemovedArtifacts:
+        """Delete what these runs produced; `dry_run` only counts.
+
+        For runs that were created one after the other: all from the first to the last are listed,
+        which is one request for a thousand artifacts where asking for each run is one for each.
+        """
+        names = {str(run_id) for run_id in run_ids}
+        last, removed = max(names), RemovedArtifacts()
+        async for page in self._objects.list_pages(PREFIX, start_after=f"{PREFIX}{min(names)}"):
+            theirs = [info for info in page if _run_name(info) in names]
+            await self._remove(theirs, removed, dry_run=dry_run)
+            if page and _run_name(page[-1]) > last:
+                break
+        return removed
+
+    async def delete_older(self, age: timedelta, *, dry_run: bool = False) -> RemovedArtifacts:
+        """Delete artifacts that are older by the server's clock, whether or not a run lists them.
+
+        Their keys are in order of their runs' creation: the first page on which none is old ends
+        it, so that with nothing to do this is one request. `dry_run` only counts.
+        """
+        removed = RemovedArtifacts()
+        async for page in self._objects.list_pages(PREFIX):
+            old = [info for info in page if info.served_at - info.last_modified > age]
+            if not old:
+                break
+            await self._remove(old, removed, dry_run=dry_run)
+        return removed
+
+    async def _remove(
+        self, infos: list[ObjectInfo], removed: RemovedArtifacts, *, dry_run: bool = False
+    ) -> None:
+        if infos and not dry_run:
+            await self._objects.delete(info.key for info in infos)
+        removed.artifacts += len(infos)
+        removed.bytes += sum(info.bytes for info in infos)
 
     async def _undo(self, writer: ObjectWriter, key: str) -> None:
         await writer.abort()
@@ -69,7 +120,11 @@ class ArtifactStore:
 
 
 def artifact_key(run_id: UUID, number: int) -> str:
-    return f"runs/{run_id}/artifacts/{number}"
+    return f"{PREFIX}{run_id}/artifacts/{number}"
+
+
+def _run_name(info: ObjectInfo) -> str:
+    return info.key.removeprefix(PREFIX).partition("/")[0]
 
 
 async def _read_file(path: Path) -> AsyncIterator[bytes]:

@@ -1,6 +1,7 @@
 """Blobs on their way in and out: an upload of several files, and a stream that proves itself.
 
-Invariant: an upload that is left without a commit leaves no blob and no open multipart upload.
+Invariant: an upload that is left without a commit leaves no blob and no open multipart upload. The
+ids of an upload's blobs are a group, so that the sweep sees in a listing what belongs together.
 """
 
 import asyncio
@@ -10,7 +11,7 @@ from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
 from app.domain.files import StoredFile, UploadLimits, check_unique_names, normalize_file_name
-from app.domain.ids import new_uuid7
+from app.domain.ids import Uuid7Group
 from app.errors import AppError, FileDamaged, MalformedRequest
 from app.log import get_log
 from app.store.manifests import SetKey
@@ -36,6 +37,7 @@ class BlobUpload:
         self._objects, self._limits = objects, limits
         self._writers: list[tuple[str, ObjectWriter]] = []
         self._finishing: list[asyncio.Task[WrittenObject]] = []
+        self._ids = Uuid7Group()
         self._started = time.monotonic()
 
     @property
@@ -58,7 +60,7 @@ class BlobUpload:
         self._limits.check_file_count(len(self.files) + 1)
         name = normalize_file_name(raw_name)
         check_unique_names([*(file.name for file in self.files), name])
-        blob_id = str(new_uuid7(datetime.now(UTC)))
+        blob_id = str(self._ids.new(datetime.now(UTC)))
         writer = ObjectWriter(
             self._objects, self.key.blob_key(blob_id), metadata=self.key.blob_metadata
         )

@@ -4,21 +4,33 @@ Only two things need it on a server with conditional writes: the plain DELETE at
 expiry, and a commit that replaces an expiring manifest. Without them, every commit does.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
 
 from app.store.postgres import Database
 
-# Ends with the transaction, so a lost connection or a killed node never leaves it held.
-LOCK_NAME = "SELECT pg_advisory_xact_lock(hashtextextended($1, 0))"
+# Ends with the transaction, so a lost connection or a killed node never leaves it held. Several at
+# once are taken in one order by all, so that nobody waits for each other in a circle.
+LOCK_NAMES = """
+SELECT pg_advisory_xact_lock(hash) FROM (
+    SELECT DISTINCT hashtextextended(name, 0) AS hash FROM unnest($1::text[]) AS name ORDER BY hash
+) AS hashes
+"""
+STILL_HELD = "SELECT 1"
+
+Confirm = Callable[[], Awaitable[None]]
 
 
 class CommitFence(Protocol):
     """One holder a name, among all nodes."""
 
-    def fence(self, name: str) -> AbstractAsyncContextManager[None]:
-        """Hold the name for the length of the block; waits for its turn."""
+    def fence(self, *names: str) -> AbstractAsyncContextManager[Confirm]:
+        """Hold the names for the length of the block; waits for its turn.
+
+        What it yields raises Unavailable if they are not held any more: to be asked after a while,
+        before a step that nothing else guards.
+        """
         ...
 
 
@@ -33,8 +45,12 @@ class PostgresFence:
         self._database = database
 
     @asynccontextmanager
-    async def fence(self, name: str) -> AsyncIterator[None]:
+    async def fence(self, *names: str) -> AsyncIterator[Confirm]:
         """Raises Unavailable when PostgreSQL, or the lock, does not come in time."""
         async with self._database.transaction() as transaction:
-            await transaction.execute(LOCK_NAME, name)
-            yield
+            await transaction.execute(LOCK_NAMES, names)
+
+            async def confirm() -> None:
+                await transaction.execute(STILL_HELD)
+
+            yield confirm

@@ -10,6 +10,7 @@ import random
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Self
 
 import msgspec
 
@@ -19,7 +20,13 @@ from app.errors import Unavailable
 from app.log import get_log
 from app.store.blobs import verify_stream
 from app.store.fence import CommitFence
-from app.store.manifests import Manifest, SetKey, SetRecord, decode_manifest, new_manifest
+from app.store.manifests import (
+    Manifest,
+    SetKey,
+    SetRecord,
+    decode_manifest,
+    new_manifest,
+)
 from app.store.object_types import ConditionLost, ObjectMissing, ObjectTooLarge, PutAnswer
 from app.store.objects import ObjectStore
 
@@ -54,8 +61,12 @@ class FileSets:
     def __init__(self, objects: ObjectStore, fence: CommitFence, *, conditional: bool) -> None:
         """`conditional` says that PUT conditions are relied on; else all writes are fenced."""
         self.objects = objects
-        self._fence = fence
+        self.fence = fence
         self._conditional = conditional
+
+    def over(self, objects: ObjectStore) -> Self:
+        """Return the same sets by way of another store of the same bucket."""
+        return type(self)(objects, self.fence, conditional=self._conditional)
 
     async def read(self, key: SetKey) -> SetRecord:
         """Return what stands under the set's key; a manifest that cannot be read is no error."""
@@ -144,39 +155,6 @@ class FileSets:
             raise CommitUncertain("s3") from lost
         raise _cause(lost) from lost
 
-    async def expire(self, key: SetKey, decide: Callable[[SetRecord], bool]) -> Manifest | None:
-        """Mark the set as expiring if `decide` agrees, then delete it. Return what was deleted.
-
-        A set that is marked already is deleted without asking.
-        """
-        change = await self.change(key, lambda record: _marked(record, decide))
-        doomed = change.written or change.before.manifest
-        if doomed is None or doomed.state != "expiring":
-            return None
-        await self.finish_expiry(key, doomed)
-        return doomed
-
-    async def finish_expiry(self, key: SetKey, manifest: Manifest) -> None:
-        """Delete the blobs of a set that is marked, then its manifest. Can be repeated.
-
-        The DELETE cannot carry a condition that every server honours, hence the fence: a commit
-        that replaces an expiring manifest takes it too.
-        """
-        await self.delete_blobs(key, (file.blob_id for file in manifest.files))
-        async with self._fence.fence(key.manifest_key):
-            record = await self.read(key)
-            if record.manifest is not None and record.manifest.state == "expiring":
-                await self.objects.delete([key.manifest_key])
-
-    async def delete_unreadable(self, key: SetKey) -> int:
-        """Delete a set whose manifest cannot be read, with all its blobs; return how many."""
-        keys = [info.key async for info in self.objects.list_objects(key.blobs_prefix)]
-        async with self._fence.fence(key.manifest_key):
-            if not (await self.read(key)).unreadable:
-                return 0
-            await self.objects.delete([key.manifest_key])
-        return await self.objects.delete(keys)
-
     async def delete_blobs(self, key: SetKey, blob_ids: Iterable[str]) -> int:
         """Delete blobs; those that are gone already count as deleted."""
         return await self.objects.delete([key.blob_key(blob_id) for blob_id in blob_ids])
@@ -221,23 +199,27 @@ class FileSets:
         Raises:
             ConditionLost
         """
-        body = msgspec.json.encode(wanted)
         expiring = found.manifest is not None and found.manifest.state == "expiring"
         if self._conditional and not expiring and not found.unreadable:
-            return await self._put(key, body, found)
+            return await self.put_manifest(key, wanted, found)
         try:
-            async with self._fence.fence(key.manifest_key):
+            async with self.fence.fence(key.manifest_key):
                 again = await self.read(key)
                 if again.etag != found.etag:
                     raise ConditionLost(key.manifest_key, certain=True)
-                return await self._put(key, body, found)
+                return await self.put_manifest(key, wanted, found)
         except Unavailable as error:
             raise ConditionLost(key.manifest_key, certain=False) from error
 
-    async def _put(self, key: SetKey, body: bytes, found: SetRecord) -> PutAnswer:
+    async def put_manifest(self, key: SetKey, wanted: Manifest, found: SetRecord) -> PutAnswer:
+        """Write a manifest over what was found: for `change`, or under the set's own fence.
+
+        Raises:
+            ConditionLost
+        """
         return await self.objects.put(
             key.manifest_key,
-            body,
+            msgspec.json.encode(wanted),
             content_type="application/json",
             if_match=found.etag if self._conditional else None,
             create_only=self._conditional and found.etag is None,
@@ -266,13 +248,6 @@ def _own_commit(current: Manifest, version: str, bases: dict[str, Manifest]) -> 
     index = current.lineage.index(version)
     base = current.lineage[index + 1] if index + 1 < len(current.lineage) else ""
     return Commit(version, replaced=bases.get(base))
-
-
-def _marked(record: SetRecord, decide: Callable[[SetRecord], bool]) -> Manifest | None:
-    live = record.live
-    if live is None or not decide(record):
-        return None
-    return msgspec.structs.replace(live, state="expiring")
 
 
 def _cause(lost: ConditionLost | None) -> Exception:

@@ -4,11 +4,15 @@ S3 counts whole days since an object's creation, and reading does not refresh it
 in use have their blobs renewed. Rules of others in the same bucket are left alone.
 """
 
+import asyncio
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
 
+from app.errors import AppError
+from app.log import get_log
 from app.settings import Settings
 from app.store.object_types import NotSupported, RequestRefused
 from app.store.objects import ObjectStore
@@ -16,6 +20,10 @@ from app.store.objects import ObjectStore
 RULE_PREFIX = "skriptoteket-"
 ABORT_RULE = f"{RULE_PREFIX}abort-uploads"
 ABORT_AFTER_DAYS = 1
+WATCH_SECONDS = 60.0
+WATCH_TIMEOUT_SECONDS = 3.0
+
+log = get_log(__name__)
 
 # complete: as wanted. without_abort: the server refuses or drops the abort rule, the sweep does it.
 # unsupported: the server knows no rules, the sweep does all of it. drifted: somebody changed them.
@@ -75,6 +83,33 @@ async def check_lifecycle(objects: ObjectStore, settings: Settings) -> Lifecycle
     if differences == (ABORT_RULE,) and ABORT_RULE not in found:
         return LifecycleReport("without_abort", differences)
     return LifecycleReport("drifted" if differences else "complete", differences)
+
+
+class LifecycleWatch:
+    """How the rules stand, for those who ask often: S3 is asked once a minute at most."""
+
+    def __init__(self, objects: ObjectStore, settings: Settings) -> None:
+        self._objects, self._settings = objects, settings
+        self._turn = asyncio.Lock()
+        self._state: LifecycleState | None = None
+        self._ask_at = 0.0
+
+    async def find_state(self) -> LifecycleState | None:
+        """Return the state, or None while the server does not tell; never raises for that."""
+        async with self._turn:
+            if time.monotonic() >= self._ask_at:
+                self._state = await self._ask()
+                # Also after a failure: a server in trouble needs no more questions.
+                self._ask_at = time.monotonic() + WATCH_SECONDS
+            return self._state
+
+    async def _ask(self) -> LifecycleState | None:
+        try:
+            async with asyncio.timeout(WATCH_TIMEOUT_SECONDS):
+                return (await check_lifecycle(self._objects, self._settings)).state
+        except (AppError, RequestRefused, TimeoutError) as error:
+            log.warning("storage.lifecycle_unknown", error=repr(error))
+            return None
 
 
 async def install_lifecycle(objects: ObjectStore, settings: Settings) -> LifecycleReport:

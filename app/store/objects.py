@@ -8,14 +8,16 @@ a small object is relied on to be atomic; see `probe_conditional_writes`.
 
 import asyncio
 import base64
+import copy
 import hashlib
 import random
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, Self
 
 import aioboto3
 import aiohttp
@@ -64,7 +66,16 @@ class ObjectStore:
         )
         self._conditional: ConditionalWrites | None = None
         self._probing = asyncio.Lock()
+        self._pace: Pace | None = None
+        # How often each operation was called, also in vain.
+        self.requests: Counter[str] = Counter()
         self.buffers = BufferBudget(settings.upload_buffer_bytes, settings.upload_buffer_max_bytes)
+
+    def paced(self, requests_per_second: float) -> Self:
+        """Return the same bucket for work in the background: never faster, and counted apart."""
+        slower = copy.copy(self)
+        slower._pace, slower.requests = Pace(requests_per_second), Counter()
+        return slower
 
     # --- Small objects --------------------------------------------------------------------
 
@@ -446,6 +457,9 @@ class ObjectStore:
         limit = self._timeout_seconds + body_bytes / SLOWEST_BYTES_PER_SECOND
         end = loop.time() + self._timeout_seconds + limit
         for attempt in range(1, attempts + 1):
+            if self._pace is not None:
+                await self._pace.take_turn()
+            self.requests[operation] += 1
             try:
                 async with asyncio.timeout_at(min(loop.time() + limit, end)):
                     method = getattr(self._client, operation)
@@ -460,6 +474,21 @@ class ObjectStore:
                 # Full jitter, so that nodes that failed together do not come back together.
                 await asyncio.sleep(random.uniform(0.3, 1) * BACKOFF_SECONDS * 4 ** (attempt - 1))
         raise AssertionError("unreachable")
+
+
+class Pace:
+    """Turns at even distances: a burst of callers waits in line, an idle time is not made up."""
+
+    def __init__(self, per_second: float) -> None:
+        self._distance_seconds = 1 / per_second
+        self._next_at = 0.0
+
+    async def take_turn(self) -> None:
+        now = asyncio.get_running_loop().time()
+        at = max(now, self._next_at)
+        self._next_at = at + self._distance_seconds
+        if at > now:
+            await asyncio.sleep(at - now)
 
 
 class _Refused(RequestRefused):

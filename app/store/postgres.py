@@ -12,8 +12,10 @@ import asyncpg
 import msgspec
 
 from app.errors import AppError, Conflict, MalformedRequest, SessionBusy, Unavailable
+from app.log import get_log
 
 T = TypeVar("T")
+log = get_log(__name__)
 
 COMMAND_TIMEOUT_SECONDS = 15
 
@@ -35,6 +37,8 @@ _UNAVAILABLE = (
     asyncpg.InterfaceError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
+    # What the driver says of a connection whose farewell it has read and not yet acted on.
+    asyncpg.InternalClientError,
     TimeoutError,
     OSError,
 )
@@ -54,6 +58,18 @@ def _own_errors() -> Iterator[None]:
         raise MalformedRequest("Texten innehåller ett otillåtet tecken.") from error
     except _UNAVAILABLE as error:
         raise Unavailable("database") from error
+
+
+@contextmanager
+def _ending(step: str) -> Iterator[None]:
+    """Let nothing of a lost connection out: what was to be ended on it has ended with it.
+
+    How the block before it went is what the caller needs to know, a commit included.
+    """
+    try:
+        yield
+    except (asyncpg.PostgresError, *_UNAVAILABLE, Unavailable) as error:
+        log.warning("database.connection_lost", step=step, error=str(error))
 
 
 class Connection:
@@ -95,8 +111,10 @@ class Database:
         try:
             yield Connection(raw)
         finally:
-            # Shielded by the pool itself: a cancelled request still gives its connection back.
-            await self._pool.release(raw)
+            # Shielded by the pool itself: a cancelled request still gives its connection back. One
+            # that cannot be made clean again is thrown away by the pool.
+            with _ending("release"):
+                await self._pool.release(raw)
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -112,7 +130,7 @@ class Database:
             try:
                 yield connection
             except BaseException:
-                with _own_errors():
+                with _ending("rollback"):
                     await transaction.rollback()
                 raise
             with _own_errors():
@@ -130,7 +148,8 @@ class Database:
                 yield is_ours
             finally:
                 if is_ours:
-                    await connection.execute(UNLOCK, name)
+                    with _ending("unlock"):
+                        await connection.execute(UNLOCK, name)
 
     async def fetch(self, query: str, *args: Any) -> list[dict[str, Any]]:
         async with self.connection() as connection:

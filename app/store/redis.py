@@ -20,6 +20,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from app.errors import TooManyRequests, Unavailable
 
 
+_PREFIX = "login:"
+
+
 class LoginSession(msgspec.Struct, frozen=True):
     """A browser's session: whose it is and the token its state-changing calls must carry."""
 
@@ -75,6 +78,24 @@ class Logins:
         with own_errors():
             await self._redis.delete(_key(token))
 
+    async def delete_all(self, user_id: UUID) -> int:
+        """End all sessions of a user: how many. Walks every session there is, so for rare use."""
+        ended = 0
+        with own_errors():
+            cursor = 0
+            while True:
+                cursor, keys = await self._redis.scan(cursor, f"{_PREFIX}*", count=1000)
+                values = await self._redis.mget(keys) if keys else []
+                theirs = [
+                    key
+                    for key, raw in zip(keys, values, strict=True)
+                    if raw is not None
+                    and msgspec.msgpack.decode(raw, type=LoginSession).user_id == user_id
+                ]
+                ended += await self._redis.delete(*theirs) if theirs else 0
+                if cursor == 0:
+                    return ended
+
 
 class RateLimit:
     """Counts attempts by subject in a fixed window."""
@@ -105,4 +126,4 @@ class RateLimit:
 
 
 def _key(token: str) -> str:
-    return f"login:{hashlib.sha256(token.encode()).hexdigest()}"
+    return f"{_PREFIX}{hashlib.sha256(token.encode()).hexdigest()}"

@@ -1,5 +1,6 @@
 """Runs in PostgreSQL: inserted queued, claimed under a lease, finished once."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -23,30 +24,35 @@ _RUN = """r.id, r.tool_id, t.slug AS tool_slug, t.title AS tool_title, r.user_id
 r.session_id, r.context, r.kind, r.status, r.created_at, r.started_at, r.finished_at, r.error_code,
 r.error_summary, r.state_rev, r.artifacts, r.stdout, r.stderr"""
 
-# One run of one user: a foreign id is no run at all.
+# One run of one user: a foreign id is no run at all, nor is one of a tool that is being deleted.
 GET_RUN = f"""
 SELECT {_RUN}, r.ui_payload FROM tool_runs r JOIN tools t ON t.id = r.tool_id
-WHERE r.id = $1 AND r.user_id = $2
+WHERE r.id = $1 AND r.user_id = $2 AND t.deleted_at IS NULL
 """  # noqa: S608
 
 # A user's runs, newest first, before a position, of one tool or all. Payloads stay behind.
 LIST_RUNS = f"""
 SELECT {_RUN}, NULL AS ui_payload FROM tool_runs r JOIN tools t ON t.id = r.tool_id
-WHERE r.user_id = $1 AND ($2::text IS NULL OR t.slug = $2) AND ($3::uuid IS NULL OR r.id < $3)
+WHERE r.user_id = $1 AND t.deleted_at IS NULL
+  AND ($2::text IS NULL OR t.slug = $2) AND ($3::uuid IS NULL OR r.id < $3)
 ORDER BY r.id DESC LIMIT $4
 """  # noqa: S608
 
-# What the run with the session's current screen offers, and what made it.
-GET_OFFER = """
+# What the run with the session's current screen offers, and what made it; no row once it is purged.
+FIND_OFFER = """
 SELECT r.source_kind, r.version_id, r.curated_app_id, r.curated_app_version, t.min_role,
     coalesce(r.ui_payload -> 'next_actions', '[]'::jsonb) AS next_actions
 FROM tool_runs r JOIN tools t ON t.id = r.tool_id WHERE r.id = $1
 """
 
-# One claim of a user at a time, so that the count below holds until it commits.
-LOCK_USER = "SELECT id FROM users WHERE id = $1 FOR NO KEY UPDATE"
+# Holds until the commit of a claim that has locked the user.
 COUNT_UNFINISHED = """
 SELECT count(*) FROM tool_runs WHERE user_id = $1 AND status IN ('queued', 'running')
+"""
+# Of all users; the index of unfinished runs alone is read.
+COUNT_UNFINISHED_BY_STATUS = """
+SELECT status, count(*) AS runs FROM tool_runs WHERE status IN ('queued', 'running')
+GROUP BY status
 """
 
 # A new initial run supersedes the unfinished ones: they may end but no longer write the session.
@@ -62,12 +68,14 @@ INSERT INTO tool_runs (id, tool_id, source_kind, version_id, curated_app_id, cur
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 'queued', $11, $12, $13, $14, $15)
 """
 
-# Blobs that unfinished runs of a session may still download.
+# Blobs that unfinished runs of some sessions (tool, user, context) may still download.
 FIND_NEEDED_BLOBS = """
-SELECT DISTINCT file ->> 'blob_id' AS blob_id
-FROM tool_runs r JOIN tool_sessions s ON s.id = r.session_id,
-     jsonb_array_elements(r.files) AS file
-WHERE s.tool_id = $1 AND s.user_id = $2 AND s.context = $3 AND r.status IN ('queued', 'running')
+SELECT s.tool_id, s.user_id, s.context, array_agg(DISTINCT file ->> 'blob_id') AS blob_ids
+FROM unnest($1::uuid[], $2::uuid[], $3::text[]) AS k (tool_id, user_id, context)
+JOIN tool_sessions s USING (tool_id, user_id, context)
+JOIN tool_runs r ON r.session_id = s.id AND r.status IN ('queued', 'running'),
+    jsonb_array_elements(r.files) AS file
+GROUP BY s.tool_id, s.user_id, s.context
 """
 
 # Take a queued run under a lease: one worker gets the row, the others none. The attempt in the
@@ -188,16 +196,21 @@ async def list_runs(
     return [convert_row(row, Run) for row in rows]
 
 
-async def get_offer(db: Executor, run_id: UUID) -> Offer:
-    row = await db.fetchrow(GET_OFFER, run_id)
-    assert row is not None, "a session's offer_run_id names a run of its own"
-    return convert_row(row, Offer)
+async def find_offer(db: Executor, run_id: UUID) -> Offer | None:
+    """None: the run was purged after its session was read."""
+    row = await db.fetchrow(FIND_OFFER, run_id)
+    return None if row is None else convert_row(row, Offer)
 
 
-async def lock_user_and_count_unfinished(db: Connection, user_id: UUID) -> int:
-    await db.execute(LOCK_USER, user_id)
+async def count_unfinished_of(db: Connection, user_id: UUID) -> int:
+    """How many runs of a user are queued or running."""
     count: int = await db.fetchval(COUNT_UNFINISHED, user_id)
     return count
+
+
+async def count_unfinished(db: Executor) -> dict[str, int]:
+    """How many runs are queued and running; a status that none has may be missing."""
+    return {row["status"]: row["runs"] for row in await db.fetch(COUNT_UNFINISHED_BY_STATUS)}
 
 
 async def supersede_runs(db: Connection, session_id: UUID) -> None:
@@ -239,9 +252,13 @@ async def insert_run(db: Connection, session: ToolSession, run: NewRun, now: dat
     )
 
 
-async def find_needed_blobs(db: Executor, key: tuple[UUID, UUID, str]) -> set[str]:
-    """Blobs that unfinished runs of the session (tool, user, context) may still download."""
-    return {row["blob_id"] for row in await db.fetch(FIND_NEEDED_BLOBS, *key)}
+async def find_needed_blobs(
+    db: Executor, keys: Sequence[tuple[UUID, UUID, str]]
+) -> dict[tuple[UUID, UUID, str], set[str]]:
+    """Blobs that unfinished runs may still download, of those of these sessions that have any."""
+    columns = [[key[n] for key in keys] for n in range(3)]
+    rows = await db.fetch(FIND_NEEDED_BLOBS, *columns)
+    return {(row["tool_id"], row["user_id"], row["context"]): set(row["blob_ids"]) for row in rows}
 
 
 async def claim_run(
@@ -320,15 +337,17 @@ async def finish_own_run(
     return state_rev
 
 
-async def request_cancel(db: Database, run: Run, now: datetime) -> str | None:
+async def request_cancel(
+    db: Database, run_id: UUID, session_id: UUID, now: datetime
+) -> str | None:
     """Cancel a queued run or ask a running one to stop: its status then, None if it had ended."""
     async with db.transaction() as tx:
-        await sessions.lock_session_by_id(tx, run.session_id)
-        row = await tx.fetchrow(REQUEST_CANCEL, run.id)
+        await sessions.lock_session_by_id(tx, session_id)
+        row = await tx.fetchrow(REQUEST_CANCEL, run_id)
         if row is None:
             return None
         if row["status"] == "cancelled" and not row["superseded"]:
-            await sessions.release_session(tx, run.session_id, run.id, now)
+            await sessions.release_session(tx, session_id, run_id, now)
         return str(row["status"])
 
 

@@ -4,7 +4,15 @@ Invariant: access is injection into a run, and `touch_files` is the only thing t
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Coroutine,
+    Mapping,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -24,7 +32,19 @@ from app.store.manifests import Manifest, SetKey, SetRecord
 from app.store.object_types import ObjectMissing
 from app.store.object_writer import run_to_end
 from app.store.objects import ObjectStore
-from app.store.session_sweep import SessionSweep, SweepReport, is_expired
+from app.store.session_sweep import (
+    FindUnexplained,
+    NeededBlobs,
+    SessionSweep,
+    SweepReport,
+    is_expired,
+)
+from app.store.set_expiry import SetExpiry
+
+# Which blobs the unfinished runs of some sessions still need; sessions without any may be left out.
+FindNeededBlobs = Callable[
+    [Sequence["SessionFilesKey"]], Awaitable[Mapping["SessionFilesKey", set[str]]]
+]
 
 FILES_REMOVED = "Filerna som körningen behövde har tagits bort. Ladda upp dem igen."
 
@@ -122,12 +142,20 @@ class SessionFileStorageProtocol(Protocol):
         ...
 
     async def cleanup_expired(
-        self, needed: Callable[[SessionFilesKey], Awaitable[set[str]]], *, dry_run: bool = False
+        self, needed: FindNeededBlobs, *, dry_run: bool = False
     ) -> SweepReport:
-        """Delete sets past their time and blobs that nothing names. `dry_run` only counts.
+        """Delete sets past their time and blobs that nothing names. `dry_run` only counts."""
+        ...
 
-        `needed` returns the blob ids that a session's unfinished runs still need.
-        """
+    def open_sweep(
+        self,
+        needed: FindNeededBlobs,
+        find_unexplained: FindUnexplained | None = None,
+        *,
+        requests_per_second: float,
+        dry_run: bool = False,
+    ) -> SessionSweep:
+        """Return the same work in parts, for a bucket of any size."""
         ...
 
     def open_file(
@@ -147,8 +175,10 @@ class S3SessionFileStorage:
     def __init__(self, objects: ObjectStore, fence: CommitFence, settings: Settings) -> None:
         self._objects = objects
         self._sets = FileSets(objects, fence, conditional=settings.storage_fence == "none")
+        self._expiry = SetExpiry(self._sets)
         self._ttl = timedelta(seconds=settings.session_files_ttl_seconds)
-        self._refresh_after = timedelta(days=settings.lifecycle_days) / 2
+        day = timedelta(seconds=settings.lifecycle_day_seconds)
+        self._refresh_after = settings.lifecycle_days * day / 2
         self._background: set[asyncio.Task[None]] = set()
 
     async def aclose(self) -> None:
@@ -205,7 +235,7 @@ class S3SessionFileStorage:
 
         change = await self._sets.change(key, decide)
         if change.written is not None and change.written.state == "expiring":
-            await self._sets.finish_expiry(key, change.written)
+            await self._expiry.finish(key, change.written)
         await self._sets.delete_blobs(key, (file.blob_id for file in stored.files))
 
     async def discard_replaced(self, stored: StoredSet, needed: Collection[str]) -> int:
@@ -240,18 +270,33 @@ class S3SessionFileStorage:
 
     async def clear_session(self, key: SessionFilesKey) -> int:
         set_key = key.set_key
-        if (await self._sets.read(set_key)).unreadable:
-            return await self._sets.delete_unreadable(set_key)
-        cleared = await self._sets.expire(set_key, lambda record: True)
+        found = await self._sets.read(set_key)
+        if found.unreadable:
+            return await self._expiry.delete_unreadable(set_key)
+        cleared = await self._expiry.expire(set_key) if found.etag is not None else None
         return len(cleared.files) if cleared is not None else 0
 
     async def cleanup_expired(
-        self, needed: Callable[[SessionFilesKey], Awaitable[set[str]]], *, dry_run: bool = False
+        self, needed: FindNeededBlobs, *, dry_run: bool = False
     ) -> SweepReport:
-        def needed_of(key: SetKey) -> Awaitable[set[str]]:
-            return needed(SessionFilesKey(UUID(key.tool_id), UUID(key.user_id), key.context or ""))
+        sweep = SessionSweep(self._sets, self._ttl, _needed_of_sets(needed), dry_run=dry_run)
+        await sweep.begin()
+        async for _ in sweep.sweep():
+            pass
+        return sweep.report
 
-        return await SessionSweep(self._sets, self._ttl, needed_of, dry_run=dry_run).run()
+    def open_sweep(
+        self,
+        needed: FindNeededBlobs,
+        find_unexplained: FindUnexplained | None = None,
+        *,
+        requests_per_second: float,
+        dry_run: bool = False,
+    ) -> SessionSweep:
+        sets = self._sets.over(self._objects.paced(requests_per_second))
+        return SessionSweep(
+            sets, self._ttl, _needed_of_sets(needed), find_unexplained, dry_run=dry_run
+        )
 
     @asynccontextmanager
     async def open_file(
@@ -277,3 +322,17 @@ class S3SessionFileStorage:
         except Exception:
             # The next access tries again.
             log.exception("session_files.refresh_failed", set=key.set_key.path)
+
+
+def _needed_of_sets(find: FindNeededBlobs) -> NeededBlobs:
+    """Ask by sessions what a sweep asks by sets."""
+
+    async def find_by_sets(keys: Sequence[SetKey]) -> Mapping[SetKey, set[str]]:
+        sessions = {
+            SessionFilesKey(UUID(key.tool_id), UUID(key.user_id), key.context or ""): key
+            for key in keys
+        }
+        found = await find(list(sessions))
+        return {sessions[session]: blobs for session, blobs in found.items()}
+
+    return find_by_sets

@@ -10,9 +10,13 @@ from app.store.postgres import Connection, Executor, convert_row
 _SESSION = """id, tool_id, user_id, context, state, state_rev, active_run_id, latest_run_id,
 offer_run_id, has_files, files_rev"""
 
-FIND_SESSION = f"""
+_GET_SESSION = f"""
 SELECT {_SESSION} FROM tool_sessions WHERE tool_id = $1 AND user_id = $2 AND context = $3
 """  # noqa: S608
+# A session of a tool that is being deleted is gone for its user.
+FIND_SESSION = f"""{_GET_SESSION}
+AND EXISTS (SELECT FROM tools t WHERE t.id = tool_id AND t.deleted_at IS NULL)
+"""
 
 # Create the session if it is new. DO NOTHING takes no lock: LOCK_SESSION follows.
 ENSURE_SESSION = """
@@ -21,8 +25,8 @@ VALUES ($1, $2, $3, $4, $5, $5) ON CONFLICT ON CONSTRAINT tool_sessions_key DO N
 """
 
 # Lock one session's row: claims, finishes and file changes of a session happen one at a time.
-# Lock order everywhere: user, session, run.
-LOCK_SESSION = f"{FIND_SESSION} FOR UPDATE"
+# Lock order everywhere: user, tool, session, run.
+LOCK_SESSION = f"{_GET_SESSION} FOR UPDATE"
 LOCK_SESSION_BY_ID = f"SELECT {_SESSION} FROM tool_sessions WHERE id = $1 FOR UPDATE"  # noqa: S608
 
 # A claim: this run alone may write the session from now on.
@@ -60,7 +64,7 @@ async def ensure_and_lock_session(
     """Lock the session of `key` (tool, user, context) until the transaction ends."""
     await db.execute(ENSURE_SESSION, new_id, *key, now)
     row = await db.fetchrow(LOCK_SESSION, *key)
-    assert row is not None, "sessions are deleted only with their user or tool"
+    assert row is not None, "sessions are deleted only with their user or tool, which is held"
     return convert_row(row, ToolSession)
 
 

@@ -6,7 +6,8 @@ from uuid import UUID
 
 from app.domain.tools import InputSchema, Tool, ToolVersion
 from app.domain.users import Role
-from app.store.postgres import Executor, convert_row
+from app.errors import NotFound
+from app.store.postgres import Connection, Executor, convert_row
 
 _TOOL = """id, slug, title, summary, usage_instructions, owner_id, published_version_id,
 curated_app_id, curated_app_version, min_role, created_at, updated_at"""
@@ -27,13 +28,18 @@ ORDER BY title, id LIMIT $4
 # Every tool for admins, a contributor's own otherwise. Curated apps are changed in the repository.
 LIST_EDITABLE = f"""
 SELECT {_TOOL} FROM tools
-WHERE curated_app_id IS NULL AND ($1::uuid IS NULL OR owner_id = $1)
+WHERE curated_app_id IS NULL AND deleted_at IS NULL AND ($1::uuid IS NULL OR owner_id = $1)
   AND ($2::text IS NULL OR (title, id) > ($2, $3::uuid))
 ORDER BY title, id LIMIT $4
 """  # noqa: S608
 
-GET_TOOL = f"SELECT {_TOOL} FROM tools WHERE id = $1"  # noqa: S608
-GET_TOOL_BY_SLUG = f"SELECT {_TOOL} FROM tools WHERE slug = $1"  # noqa: S608
+# One tool, unless it is being deleted.
+GET_TOOL = f"SELECT {_TOOL} FROM tools WHERE id = $1 AND deleted_at IS NULL"  # noqa: S608
+GET_TOOL_BY_SLUG = f"SELECT {_TOOL} FROM tools WHERE slug = $1 AND deleted_at IS NULL"  # noqa: S608
+
+# Keep a tool from being deleted until the transaction ends. The weakest lock there is: claims do
+# not wait for each other, nor for who edits the tool.
+HOLD_TOOL = "SELECT id FROM tools WHERE id = $1 AND deleted_at IS NULL FOR KEY SHARE"
 
 INSERT_TOOL = """
 INSERT INTO tools (id, slug, title, summary, usage_instructions, owner_id, created_at, updated_at)
@@ -43,7 +49,7 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $7)
 UPDATE_TOOL = f"""
 UPDATE tools SET title = coalesce($2, title), summary = coalesce($3, summary),
     usage_instructions = coalesce($4, usage_instructions), updated_at = $5
-WHERE id = $1 RETURNING {_TOOL}
+WHERE id = $1 AND deleted_at IS NULL RETURNING {_TOOL}
 """  # noqa: S608
 
 GET_VERSION = f"SELECT {_VERSION} FROM tool_versions WHERE id = $1"  # noqa: S608
@@ -76,7 +82,9 @@ UPDATE tool_versions SET status = 'published', published_at = coalesce(published
 WHERE id = $1 RETURNING {_VERSION}
 """  # noqa: S608
 
-CHOOSE_PUBLISHED = "UPDATE tools SET published_version_id = $2, updated_at = $3 WHERE id = $1"
+CHOOSE_PUBLISHED = """
+UPDATE tools SET published_version_id = $2, updated_at = $3 WHERE id = $1 AND deleted_at IS NULL
+"""
 
 
 async def list_published(
@@ -109,6 +117,11 @@ async def find_tool_by_slug(db: Executor, slug: str) -> Tool | None:
     return None if row is None else convert_row(row, Tool)
 
 
+async def hold_tool(db: Connection, tool_id: UUID) -> bool:
+    """Keep a tool until the transaction ends; False if there is none, or not for long."""
+    return await db.fetchval(HOLD_TOOL, tool_id) is not None
+
+
 async def insert_tool(db: Executor, tool: Tool) -> None:
     """Raises Conflict if the slug is taken."""
     texts = (tool.slug, tool.title, tool.summary, tool.usage_instructions)
@@ -118,7 +131,8 @@ async def insert_tool(db: Executor, tool: Tool) -> None:
 async def update_tool(db: Executor, tool_id: UUID, texts: dict[str, Any], now: datetime) -> Tool:
     named = (texts.get("title"), texts.get("summary"), texts.get("usage_instructions"))
     row = await db.fetchrow(UPDATE_TOOL, tool_id, *named, now)
-    assert row is not None, "the caller has just read the tool, and tools are not deleted"
+    if row is None:
+        raise NotFound  # Deleted since the caller read it.
     return convert_row(row, Tool)
 
 
@@ -159,7 +173,9 @@ async def update_draft(
 
 async def publish_version(db: Executor, version: ToolVersion, now: datetime) -> ToolVersion:
     """Make it the version that new sessions get. Call inside a transaction: two writes."""
+    # The tool before its version, as a deletion takes them.
+    if await db.execute(CHOOSE_PUBLISHED, version.tool_id, version.id, now) == 0:
+        raise NotFound  # Deleted since the caller read it.
     row = await db.fetchrow(PUBLISH_VERSION, version.id, now)
-    assert row is not None, "the caller has just read the version"
-    await db.execute(CHOOSE_PUBLISHED, version.tool_id, version.id, now)
+    assert row is not None, "a version is deleted only with its tool, which is locked"
     return convert_row(row, ToolVersion)

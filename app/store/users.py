@@ -4,7 +4,7 @@ from datetime import datetime
 from uuid import UUID
 
 from app.domain.users import ApiToken, User
-from app.store.postgres import Executor, convert_row
+from app.store.postgres import Connection, Executor, convert_row
 
 _USER_COLUMNS = "id, username, display_name, role, is_active"
 
@@ -19,6 +19,16 @@ ENSURE_USER = """
 INSERT INTO users (id, username, display_name, role, password_hash, created_at)
 VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (username) DO NOTHING
 """
+
+# Accounts by name, after a position; one that is being deleted is gone.
+LIST_USERS = f"""
+SELECT {_USER_COLUMNS} FROM users
+WHERE deleted_at IS NULL AND ($1::text IS NULL OR username > $1) ORDER BY username LIMIT $2
+"""  # noqa: S608
+
+# One claim of a user at a time, so that what it counts holds until it commits; none of who may
+# not come in any more.
+LOCK_ACTIVE_USER = "SELECT id FROM users WHERE id = $1 AND is_active FOR NO KEY UPDATE"
 
 UPDATE_PASSWORD_HASH = "UPDATE users SET password_hash = $2 WHERE id = $1"  # noqa: S105
 
@@ -46,6 +56,16 @@ DELETE_TOKEN = "DELETE FROM api_tokens WHERE id = $1 AND user_id = $2"  # noqa: 
 async def find_user(db: Executor, user_id: UUID) -> User | None:
     row = await db.fetchrow(GET_USER, user_id)
     return None if row is None else convert_row(row, User)
+
+
+async def list_users(db: Executor, after: str | None, limit: int) -> list[User]:
+    """Return accounts in order of their names, after one of these."""
+    return [convert_row(row, User) for row in await db.fetch(LIST_USERS, after, limit)]
+
+
+async def lock_active_user(db: Connection, user_id: UUID) -> bool:
+    """Lock a user until the transaction ends; False if there is no such active one (any more)."""
+    return await db.fetchval(LOCK_ACTIVE_USER, user_id) is not None
 
 
 async def find_login(db: Executor, username: str) -> tuple[User, str] | None:

@@ -1,7 +1,7 @@
 """Starting a tool: uploads first, then the claim (1-product.md, rules 1, 2 and 5).
 
-Order of writes: objects, then the SQL commit, then the queue. A claim locks the user, then the
-session; everything that decides who may write the session happens under the session's lock.
+Order of writes: objects, then the SQL commit, then the queue. A claim locks the user, the tool and
+the session; everything that decides who may write the session happens under the session's lock.
 """
 
 from collections.abc import AsyncIterator
@@ -103,7 +103,7 @@ class InitialRuns:
         """Delete the blobs of the set before; a failure is left to the sweep: the run is queued."""
         key = stored.key
         try:
-            needed = await runs.find_needed_blobs(self.db, key.parts)
+            needed = (await runs.find_needed_blobs(self.db, [key.parts])).get(key.parts, set())
             await self.session_files.discard_replaced(stored, needed=needed)
         except AppError as error:
             log.warning("session_files.discard_failed", error=error.code)

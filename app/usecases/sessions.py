@@ -6,13 +6,9 @@ from uuid import UUID
 
 import msgspec
 
-from app.log import get_log
 from app.store import runs, sessions
 from app.store.postgres import Database
 from app.store.session_files import FileSnapshot, SessionFilesKey, SessionFileStorageProtocol
-from app.store.session_sweep import SweepReport
-
-log = get_log(__name__)
 
 
 class SessionView(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,7 +27,8 @@ async def view_session(db: Database, tool_id: UUID, user_id: UUID, context: str)
     session = await sessions.find_session(db, tool_id, user_id, context)
     next_actions: list[dict[str, Any]] = []
     if session is not None and session.offer_run_id is not None:
-        next_actions = (await runs.get_offer(db, session.offer_run_id)).next_actions
+        offer = await runs.find_offer(db, session.offer_run_id)
+        next_actions = [] if offer is None else offer.next_actions
     return SessionView(
         tool_id=tool_id,
         context=context,
@@ -63,23 +60,3 @@ async def clear_files(
         if session is not None:
             await sessions.set_has_files(tx, session.id, False, now)
         await storage.clear_session(key)
-
-
-async def clean_up_expired(
-    db: Database, storage: SessionFileStorageProtocol, *, dry_run: bool = False
-) -> SweepReport | None:
-    """Delete session files that no run was given for the TTL (ADR-0039 §3).
-
-    Returns None, and does nothing, while another process does it.
-    """
-
-    async def find_needed(key: SessionFilesKey) -> set[str]:
-        return await runs.find_needed_blobs(db, key.parts)
-
-    async with db.try_lock("sweep:session-files") as is_ours:
-        if not is_ours:
-            log.info("session_files.sweep_running_elsewhere")
-            return None
-        report = await storage.cleanup_expired(find_needed, dry_run=dry_run)
-    log.info("session_files.swept", **msgspec.structs.asdict(report))
-    return report

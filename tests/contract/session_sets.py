@@ -1,6 +1,6 @@
 """Steps that the suites of file sets and session files share."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import uuid4
@@ -47,8 +47,8 @@ async def contents(node: Node, key: SessionFilesKey) -> dict[str, bytes] | None:
     return {file.name: await read(node, key, file) for file in snapshot.files}
 
 
-async def nothing_needed(key: SessionFilesKey) -> set[str]:
-    return set()
+async def nothing_needed(keys: Sequence[SessionFilesKey]) -> dict[SessionFilesKey, set[str]]:
+    return {}
 
 
 async def assert_no_leftovers(nodes: Nodes, node: Node, key: SessionFilesKey) -> None:

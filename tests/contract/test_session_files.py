@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 from uuid import UUID
@@ -284,9 +284,9 @@ async def test_sweep_spares_what_an_unfinished_run_needs(nodes: Nodes) -> None:
     await store(node, key, {"c": b"3"}, keep={file.blob_id for file in first})
     asked: list[SessionFilesKey] = []
 
-    async def needed(of: SessionFilesKey) -> set[str]:
-        asked.append(of)
-        return {first[0].blob_id}
+    async def needed(keys: Sequence[SessionFilesKey]) -> dict[SessionFilesKey, set[str]]:
+        asked.extend(keys)
+        return {key: {first[0].blob_id} for key in keys}
 
     node.store.clock_offset = timedelta(hours=2)
     report = await node.storage.cleanup_expired(needed)
@@ -325,9 +325,9 @@ async def test_blobs_of_a_lost_manifest_are_kept_for_the_run_that_needs_them(
     await nodes.store.delete([key.set_key.manifest_key])
     asked: list[SessionFilesKey] = []
 
-    async def needed(of: SessionFilesKey) -> set[str]:
-        asked.append(of)
-        return {files[1].blob_id}
+    async def needed(keys: Sequence[SessionFilesKey]) -> dict[SessionFilesKey, set[str]]:
+        asked.extend(keys)
+        return {key: {files[1].blob_id} for key in keys}
 
     node.store.clock_offset = timedelta(hours=2)
     report = await node.storage.cleanup_expired(needed)

@@ -24,7 +24,7 @@ from tiny_tools import DO_FIELD, FILE_FIELD, REPORTER, report
 
 from app.settings import load_settings
 from app.usecases.seed import SCRIPT_BANK
-from app.usecases.sessions import clean_up_expired
+from app.usecases.storage_sweep import clean_up_expired
 from app.wiring import open_services
 
 SAMPLE = SCRIPT_BANK / "html_to_pdf_preview" / "sample"
@@ -128,7 +128,7 @@ def test_the_cleanup_job_leaves_files_alone_before_their_time(service: Service, 
 
     async def sweep() -> None:
         async with open_services(load_settings(service.running.environment)) as services:
-            await clean_up_expired(services.db, services.session_files)
+            await clean_up_expired(services.db, services.session_files, services.settings)
 
     asyncio.run(sweep())
     assert report(way.act())["files"] == {"a.txt": sha256(b"a")}

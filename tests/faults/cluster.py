@@ -31,7 +31,7 @@ from app.store.objects import ObjectStore, open_object_store
 from app.store.postgres import open_database
 from app.store.session_files import S3SessionFileStorage
 from app.store.session_sweep import SweepReport
-from app.usecases.sessions import clean_up_expired
+from app.usecases.storage_sweep import clean_up_expired
 
 T = TypeVar("T")
 PATIENCE_SECONDS = 30
@@ -271,7 +271,7 @@ class Cluster:
                 objects = _AheadStore(real._client, settings)
                 objects.ahead = timedelta(hours=hours_ahead)
                 storage = S3SessionFileStorage(objects, PostgresFence(db), settings)
-                report = await clean_up_expired(db, storage)
+                report = await clean_up_expired(db, storage, settings)
             assert report is not None, "another sweep is running"
             return report
 
