@@ -1,11 +1,11 @@
 """The sweep of session files over its shards, and a look at them that changes nothing."""
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import UTC, datetime
 from math import ceil
+from time import monotonic
 from uuid import UUID
 
 import msgspec
@@ -110,14 +110,13 @@ def _open_sweep(
 
 
 async def _sweep_shards(db: Database, sweep: SessionSweep, max_seconds: float) -> None:
-    end = time.monotonic() + max_seconds
+    end = monotonic() + max_seconds
     await sweep.begin()
-    await sweep_ledger.merge_shards(db)
     shards = await sweep_ledger.list_shards(db)
     walked = _choose_walked(shards)
     # What the last sweep did not reach comes first.
     for shard in sorted(shards, key=lambda shard: shard.swept_at or NEVER):
-        if time.monotonic() > end:
+        if monotonic() > end:
             sweep.report.is_complete = False
             return
         walk_blobs = shard.first_path in walked
@@ -125,9 +124,10 @@ async def _sweep_shards(db: Database, sweep: SessionSweep, max_seconds: float) -
         async with aclosing(parts):
             async for count in parts:
                 await sweep_ledger.save_shard(db, count)
-                if count.end_path != shard.end_path and time.monotonic() > end:
+                if count.end_path != shard.end_path and monotonic() > end:
                     sweep.report.is_complete = False
                     return
+    await sweep_ledger.merge_shards(db)
 
 
 def _choose_walked(shards: Sequence[Shard]) -> set[str]:

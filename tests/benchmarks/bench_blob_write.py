@@ -154,7 +154,7 @@ async def upload_small(store: ObjectStore) -> None:
 
 
 class NoFence:
-    def fence(self, name: str) -> "NoFence":
+    def fence(self, *names: str) -> "NoFence":
         return self
 
     async def __aenter__(self) -> None: ...

@@ -1,0 +1,284 @@
+"""The sweep of a whole bucket, shard by shard, over a real PostgreSQL and every S3 server."""
+
+import asyncio
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+from s3_servers import Node, Nodes
+from session_sets import contents, new_key, store
+
+from app.devstack import DevStack
+from app.domain.users import User
+from app.errors import Unavailable
+from app.settings import Settings
+from app.store import session_sweep, sweep_ledger, users
+from app.store.migrate import migrate
+from app.store.postgres import Database, open_database
+from app.store.session_files import SessionFilesKey
+from app.store.session_sweep import SweepReport
+from app.usecases.storage_sweep import LOCK, clean_up_expired, survey_session_files
+
+NOW = datetime(2026, 1, 16, tzinfo=UTC)
+EMPTY = "TRUNCATE sweep_shards, sweep_status, users, tools CASCADE"
+
+
+@pytest.fixture(scope="module")
+async def database_url(devstack: DevStack) -> AsyncIterator[str]:
+    """A database of the module's own."""
+    name = f"sweeps_{uuid.uuid4().hex[:8]}"
+    server = await asyncpg.connect(devstack.database_url)
+    await server.execute(f"CREATE DATABASE {name}")
+    base, _, query = devstack.database_url.partition("?")
+    url = f"{base.rpartition('/')[0]}/{name}" + (f"?{query}" if query else "")
+    await asyncio.to_thread(migrate, url)
+    yield url
+    await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await server.close()
+
+
+@pytest.fixture
+async def db(database_url: str) -> AsyncIterator[Database]:
+    async with open_database(database_url, size=3) as db:
+        await db.execute(EMPTY)
+        yield db
+
+
+@pytest.fixture
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> int:
+    """Shards of so many sets."""
+    monkeypatch.setattr(session_sweep, "SHARD_SETS", 4)
+    monkeypatch.setattr(sweep_ledger, "SHARD_SETS", 4)
+    return 4
+
+
+async def sweep(node: Node, db: Database, **settings: Any) -> SweepReport:
+    report = await clean_up_expired(db, node.storage, Settings(**settings))
+    assert report is not None
+    return report
+
+
+async def fill(nodes: Nodes, count: int) -> list[SessionFilesKey]:
+    """Store sets of two files, 5 bytes together; in the order of the bucket."""
+    keys = [new_key(f"{n}") for n in range(count)]
+    for key in keys:
+        await store(nodes.another(), key, {"a": b"12", "b": b"345"})
+    return sorted(keys, key=lambda key: key.set_key.path)
+
+
+def later(nodes: Nodes, **ahead: float) -> Node:
+    node = nodes.another()
+    node.store.clock_offset = timedelta(**ahead)
+    return node
+
+
+# --- Shards -----------------------------------------------------------------------------------
+
+
+async def test_a_large_bucket_is_cut_into_shards_that_cover_all_of_it(
+    nodes: Nodes, db: Database, small_shards: int
+) -> None:
+    keys = await fill(nodes, 10)
+    assert [s.first_path for s in await sweep_ledger.list_shards(db)] == [""]
+    first = await sweep(nodes.another(), db)
+    assert (first.scanned, first.walked_sets, first.files, first.bytes) == (10, 10, 20, 50)
+    shards = await sweep_ledger.list_shards(db)
+    cuts = [keys[small_shards].set_key.path, keys[2 * small_shards].set_key.path]
+    assert [s.first_path for s in shards] == ["", *cuts]
+    assert [s.end_path for s in shards] == [*cuts, None]
+    assert [s.sets for s in shards] == [4, 4, 2]
+    # What comes later falls into one of them, and what expires is found in each.
+    await fill(nodes, 3)
+    assert (await sweep(nodes.another(), db)).scanned == 13
+    over = await sweep(later(nodes, hours=25), db)
+    assert (over.scanned, over.expired, over.deleted_sets, over.deleted_bytes) == (13, 13, 13, 65)
+    assert await nodes.keys() == []
+    # Empty shards are joined again.
+    assert (await sweep(nodes.another(), db)).scanned == 0
+    assert [s.first_path for s in await sweep_ledger.list_shards(db)] == [""]
+
+
+async def test_live_sets_cost_no_request_of_their_own(
+    nodes: Nodes, db: Database, small_shards: int
+) -> None:
+    await fill(nodes, 10)
+    await sweep(nodes.another(), db)
+    for ahead in (0.5, 2, 23):
+        node = later(nodes, hours=ahead)
+        report = await sweep(node, db)
+        assert (report.scanned, report.expired, report.orphans) == (10, 0, 0)
+        # Journals, three shards of manifests, the blobs of one of them.
+        assert report.requests == {"list_objects_v2": 5, "list_multipart_uploads": 1}
+
+
+async def test_an_expired_set_costs_a_read_and_a_mark(nodes: Nodes, db: Database) -> None:
+    if nodes.variant.fenced:
+        pytest.skip("without conditions every commit is read again")
+    await fill(nodes, 10)
+    report = await sweep(later(nodes, hours=25), db)
+    assert report.deleted_sets == 10
+    assert report.requests == {
+        "list_objects_v2": 3,
+        "list_multipart_uploads": 1,
+        "get_object": 10,
+        "put_object": 10 + 1,  # the journal
+        "delete_objects": 1 + 1 + 1,  # blobs, manifests, the journal
+    }
+
+
+async def test_each_shard_is_walked_once_before_any_is_walked_again(
+    nodes: Nodes, db: Database, small_shards: int
+) -> None:
+    await fill(nodes, 10)
+    await sweep(nodes.another(), db)
+    await db.execute("UPDATE sweep_shards SET walked_at = NULL, files = 0, bytes = 0")
+    walked = Counter([(await sweep(nodes.another(), db)).walked_sets for _ in range(3)])
+    assert walked == Counter([4, 4, 2])
+    status = await sweep_ledger.get_status(db)
+    assert (status.sets, status.files, status.bytes) == (10, 20, 50)
+    assert status.walked_at is not None
+
+
+async def test_what_a_sweep_had_no_time_for_comes_first_in_the_next(
+    nodes: Nodes, db: Database, small_shards: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = await fill(nodes, 10)
+    monkeypatch.setattr("app.usecases.storage_sweep.monotonic", _Clock(1))
+    partly = await sweep(nodes.another(), db, sweep_max_seconds=1)
+    assert (partly.scanned, partly.is_complete) == (4, False)
+    node = nodes.another()
+    started: list[str] = []
+
+    def listen(operation: str, params: dict[str, Any]) -> None:
+        if params.get("Prefix") == "sessions/manifests/":
+            started.append(params.get("StartAfter", ""))
+
+    node.store.fault = listen
+    monkeypatch.setattr("app.usecases.storage_sweep.monotonic", _Clock(0))
+    whole = await sweep(node, db)
+    assert (whole.scanned, whole.is_complete) == (10, True)
+    rest = f"sessions/manifests/{keys[small_shards].set_key.path}"
+    assert started == [rest, ""]
+
+
+class _Clock:
+    """A clock that goes on by so much each time it is read."""
+
+    def __init__(self, step_seconds: float) -> None:
+        self._now, self._step_seconds = 0.0, step_seconds
+
+    def __call__(self) -> float:
+        self._now += self._step_seconds
+        return self._now
+
+
+async def test_a_sweep_asks_no_faster_than_it_may(nodes: Nodes, db: Database) -> None:
+    await fill(nodes, 10)
+    report = await sweep(later(nodes, hours=25), db, sweep_requests_per_second=20)
+    assert report.duration_seconds >= (sum(report.requests.values()) - 1) / 20
+
+
+# --- What it leaves alone ---------------------------------------------------------------------
+
+
+async def test_blobs_that_an_undone_commit_would_need_are_spared(
+    nodes: Nodes, db: Database
+) -> None:
+    key = new_key()
+    first = await store(nodes.another(), key, {"a": b"1"})
+    writer = later(nodes, minutes=61)
+    # Committed, and stopped before the replaced files were deleted or put back in force.
+    replaced = await store(writer, key, {"b": b"2"}, keep={f.blob_id for f in first.files})
+    assert (await sweep(later(nodes, minutes=62), db)).orphans == 0
+    await writer.storage.restore_files(replaced)
+    assert await contents(writer, key) == {"a": b"1"}
+    await store(writer, key, {"c": b"3"}, keep={f.blob_id for f in first.files})
+    assert (await sweep(later(nodes, minutes=123), db)).orphans == 1
+    assert await contents(writer, key) == {"c": b"3"}
+
+
+async def test_sets_that_the_database_does_not_explain_are_counted_and_kept(
+    nodes: Nodes, db: Database
+) -> None:
+    known, foreign_tool, foreign_user = await fill(nodes, 3)
+    for key in (known, foreign_tool):
+        user = User(id=key.user_id, username=f"u{key.user_id.hex}", display_name="", role="user")
+        await users.ensure_user(db, user, "", NOW)
+    for key in (known, foreign_user):
+        await db.execute(
+            "INSERT INTO tools (id, slug, title, summary, usage_instructions, created_at,"
+            " updated_at) VALUES ($1, $2, '', '', '', $3, $3)",
+            key.tool_id,
+            key.tool_id.hex,
+            NOW,
+        )
+    report = await sweep(nodes.another(), db)
+    assert (report.unexplained, report.deleted_sets, report.orphans) == (2, 0, 0)
+    assert (await sweep_ledger.get_status(db)).unexplained == 2
+    for key in (known, foreign_tool, foreign_user):
+        assert await contents(nodes.another(), key) == {"a": b"12", "b": b"345"}
+
+
+async def test_a_survey_changes_nothing_and_waits_for_nobody(nodes: Nodes, db: Database) -> None:
+    await fill(nodes, 3)
+    lost = new_key()
+    await nodes.store.put(lost.set_key.blob_key(str(uuid.UUID(int=1))), b"123")
+    node, before = later(nodes, hours=25), await nodes.keys()
+    async with db.try_lock(LOCK) as is_ours:
+        assert is_ours
+        assert await clean_up_expired(db, node.storage, Settings()) is None
+        seen = await survey_session_files(db, node.storage, Settings())
+    assert (seen.dry_run, seen.scanned, seen.expired, seen.files, seen.bytes) == (True, 3, 3, 7, 18)
+    assert (seen.orphans, seen.orphan_bytes, seen.deleted_sets) == (1, 3, 0)
+    assert seen.oldest_access is not None
+    assert await nodes.keys() == before
+    assert (await sweep_ledger.get_status(db)).started_at is None
+    assert (await sweep(node, db)).deleted_sets == seen.expired
+    assert await nodes.keys() == []
+
+
+# --- The ledger -------------------------------------------------------------------------------
+
+
+async def test_the_ledger_tells_successes_failures_and_kills_apart(
+    nodes: Nodes, db: Database
+) -> None:
+    assert (await sweep_ledger.get_status(db)).sweeps_total == 0
+    await sweep(nodes.another(), db)
+    status = await sweep_ledger.get_status(db)
+    assert (status.sweeps_total, status.failures_total, status.error) == (1, 0, None)
+    assert status.succeeded_at == status.ended_at
+    assert status.report is not None
+    assert status.report["scanned"] == 0
+
+    broken = nodes.another()
+    broken.store.fault = lambda operation, params: "refuse"
+    with pytest.raises(Unavailable):
+        await sweep(broken, db)
+    failed = await sweep_ledger.get_status(db)
+    assert (failed.sweeps_total, failed.failures_total) == (2, 1)
+    assert failed.error is not None
+    assert failed.succeeded_at == status.succeeded_at
+
+    await sweep_ledger.begin_sweep(db, sweep_ledger.SESSION_FILES)  # and then it was killed
+    await sweep(nodes.another(), db)
+    killed = await sweep_ledger.get_status(db)
+    assert (killed.sweeps_total, killed.failures_total, killed.error) == (4, 2, None)
+
+
+async def test_a_sweep_that_is_told_to_stop_is_no_failure(nodes: Nodes, db: Database) -> None:
+    node, begun = nodes.another(), asyncio.Event()
+    node.store.fault = lambda operation, params: begun.set()
+    task = asyncio.create_task(sweep(node, db, sweep_requests_per_second=1))
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    status = await sweep_ledger.get_status(db)
+    assert (status.error, status.failures_total, status.succeeded_at) == ("interrupted", 0, None)
+    await sweep(nodes.another(), db)
+    assert (await sweep_ledger.get_status(db)).failures_total == 0
