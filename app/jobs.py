@@ -10,7 +10,7 @@ from uuid import UUID
 
 import msgspec
 from arq.connections import ArqRedis
-from arq.constants import in_progress_key_prefix, retry_key_prefix
+from arq.constants import in_progress_key_prefix, job_key_prefix
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
@@ -21,6 +21,7 @@ from app.settings import Settings
 log = get_log(__name__)
 
 RUN_TOOL = "run_tool"
+RUN_PREFIX = "run:"  # of the ids of runs' jobs
 TIMEOUT_SECONDS = 2
 # Tells idle workers that something was queued, so that they need not poll in milliseconds.
 WAKE_CHANNEL = "skriptoteket:wake"
@@ -50,12 +51,15 @@ class Queue:
     async def resend_run(self, run_id: UUID, attempt: int) -> None:
         """Send the job of a run that has waited for long: it may be lost, or its taker dead.
 
-        arq keeps the job of a worker that was killed from all others until its longest timeout is
-        over, and counts it as tried. Two takers do no harm: one of them claims the run.
+        A job that still waits keeps its place. One that was taken left the queue, and its remains
+        would keep it from being sent. Two takers do no harm: one of them claims the run.
         """
         job_id = _job_id(run_id, attempt)
         try:
-            await self.arq.delete(in_progress_key_prefix + job_id, retry_key_prefix + job_id)
+            remains = [in_progress_key_prefix + job_id]
+            if await self.arq.zscore(self._queue_name, job_id) is None:
+                remains.append(job_key_prefix + job_id)
+            await self.arq.delete(*remains)
             await self._send(run_id, attempt)
         except (RedisError, OSError) as error:
             log.warning("run.enqueue_failed", run_id=run_id, error=str(error))
@@ -79,7 +83,7 @@ class Queue:
 
 
 def _job_id(run_id: UUID, attempt: int) -> str:
-    return f"run:{run_id}:{attempt}"
+    return f"{RUN_PREFIX}{run_id}:{attempt}"
 
 
 @asynccontextmanager

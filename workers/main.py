@@ -16,14 +16,16 @@ from arq.worker import Worker, func
 from redis.exceptions import RedisError
 
 from app.errors import AppError
-from app.jobs import RUN_TOOL, WAKE_CHANNEL, deserialize_job, serialize_job
+from app.jobs import RUN_PREFIX, RUN_TOOL, WAKE_CHANNEL, deserialize_job, serialize_job
 from app.log import configure_logging, get_log
 from app.settings import Settings, SettingsError, load_settings
 from app.wiring import open_services
 from workers.blob_cache import make_blob_cache
+from workers.readiness import Readiness
 from workers.run_tool import RunTool
 from workers.sandbox import open_sandbox
 from workers.sandbox.base import SandboxUnavailable
+from workers.sandbox.directories import keep_left_over_removed
 from workers.sweep import Sweep
 
 log = get_log(__name__)
@@ -36,7 +38,12 @@ STAGING_SECONDS = 240  # beside the tool's own time: download, start, collect, u
 
 
 class WakingWorker(Worker):
-    """arq's worker, except that it looks for jobs when told that there are some."""
+    """arq's worker, except that it looks for jobs when told that there are some.
+
+    It leaves them to others while it is not ready.
+    """
+
+    readiness: Readiness | None = None
 
     async def main(self) -> None:
         wake = asyncio.Event()
@@ -50,6 +57,21 @@ class WakingWorker(Worker):
                         await wake.wait()
         finally:
             listener.cancel()
+
+    async def start_jobs(self, job_ids: list[bytes]) -> None:
+        if self.readiness is None or self.readiness.is_ready:
+            await super().start_jobs(job_ids)
+
+    async def run_job(self, job_id: str, score: int) -> None:
+        """Take a run's job off the queue, then do it.
+
+        arq leaves it there until it has ended, and looks at the first hundred only: so many runs
+        at once, or the remains of dead workers, would hide all others. Who was taken off and is
+        not done is known to PostgreSQL, and sent again.
+        """
+        if job_id.startswith(RUN_PREFIX):
+            await self.pool.zrem(self.queue_name, job_id)
+        await super().run_job(job_id, score)
 
     async def end_jobs(self) -> None:
         """Wait until what was told to end has ended, and leave the queue."""
@@ -104,6 +126,8 @@ async def run_worker(settings: Settings) -> None:
         services = await stack.enter_async_context(open_services(settings))
         sandbox = await open_sandbox(settings)
         stack.push_async_callback(sandbox.aclose)
+        readiness = Readiness(sandbox)
+        stack.push_async_callback(readiness.aclose)
         do_run = RunTool(
             settings=settings,
             db=services.db,
@@ -112,18 +136,31 @@ async def run_worker(settings: Settings) -> None:
             events=services.events,
             queue=services.queue,
             sandbox=sandbox,
+            readiness=readiness,
             owner=f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}",
             blob_cache=make_blob_cache(settings),
         )
         if do_run.blob_cache is not None:
             tidying = asyncio.create_task(do_run.blob_cache.keep_swept(), name="sweep-blob-cache")
             stack.callback(tidying.cancel)
+        # A run is over in the time that the queue gives it, and cleaned up after in less than that.
+        left_over = keep_left_over_removed(max_age_seconds=2 * _job_seconds(settings))
+        removing = asyncio.create_task(left_over, name="remove-left-over")
+        stack.callback(removing.cancel)
         sweep = Sweep(
-            settings, services.db, services.queue, services.events, services.session_files
+            settings,
+            services.db,
+            services.queue,
+            services.events,
+            services.session_files,
+            services.artifacts,
+            services.deletions,
         )
         worker = _make_worker(settings, services.queue.arq, do_run, sweep)
         recovery = asyncio.create_task(_recover_runs(sweep, settings), name="recover-runs")
         stack.callback(recovery.cancel)
+        deleting = asyncio.create_task(_finish_deletions(sweep, settings), name="finish-deletions")
+        stack.callback(deleting.cancel)
         log.info("worker.started", owner=do_run.owner, sandbox=sandbox.name)
         if settings.worker_ready_file is not None:
             ready_file = Path(settings.worker_ready_file)
@@ -150,6 +187,18 @@ async def _recover_runs(sweep: Sweep, settings: Settings) -> None:
         await asyncio.sleep(settings.run_sweep_seconds)
 
 
+async def _finish_deletions(sweep: Sweep, settings: Settings) -> None:
+    """Finish deletions by the clock; apart from the recovery, since one may take hours."""
+    while True:
+        try:
+            await sweep.finish_deletions()
+        except AppError as error:
+            log.warning("deletion.look_failed", error=str(error))
+        except Exception:
+            log.exception("deletion.look_crashed")
+        await asyncio.sleep(settings.run_sweep_seconds)
+
+
 def _make_worker(settings: Settings, arq: ArqRedis, do_run: RunTool, sweep: Sweep) -> WakingWorker:
     async def run_tool(_: dict[str, Any], run_id: str, attempt: int) -> None:
         await do_run(UUID(run_id), attempt)
@@ -157,13 +206,12 @@ def _make_worker(settings: Settings, arq: ArqRedis, do_run: RunTool, sweep: Swee
     async def cleanup_expired_session_files(_: dict[str, Any]) -> None:
         await sweep.clean_up_expired_session_files()
 
-    run_seconds = max(settings.run_timeout_seconds, settings.sandbox_run_timeout_seconds)
-    return WakingWorker(
+    worker = WakingWorker(
         functions=[
             func(
                 cast(WorkerCoroutine, run_tool),
                 name=RUN_TOOL,
-                timeout=run_seconds + STAGING_SECONDS,
+                timeout=_job_seconds(settings),
                 keep_result=0,
                 # How often a run is tried is not the queue's to say: it counts also what a killed
                 # worker took, and would then drop the job.
@@ -189,6 +237,14 @@ def _make_worker(settings: Settings, arq: ArqRedis, do_run: RunTool, sweep: Swee
         keep_result=0,
         log_results=False,
     )
+    worker.readiness = do_run.readiness
+    return worker
+
+
+def _job_seconds(settings: Settings) -> int:
+    """How long a worker may be at a run before the queue ends that."""
+    run_seconds = max(settings.run_timeout_seconds, settings.sandbox_run_timeout_seconds)
+    return run_seconds + STAGING_SECONDS
 
 
 def main() -> None:

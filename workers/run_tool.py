@@ -4,7 +4,6 @@ A worker holds a run by a lease that a heartbeat renews. Who lost the lease chan
 """
 
 import asyncio
-import tempfile
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -31,6 +30,7 @@ from app.store.postgres import Database
 from app.store.session_files import SessionFileStorageProtocol
 from workers.blob_cache import BlobCache
 from workers.lease import CancelRequested, LeaseLost, hold_lease
+from workers.readiness import Readiness
 from workers.sandbox.base import (
     CapturedOutput,
     CollectedArtifact,
@@ -42,6 +42,7 @@ from workers.sandbox.base import (
     SandboxUnavailable,
 )
 from workers.sandbox.cleanup import finish
+from workers.sandbox.directories import run_directory
 from workers.sandbox.pick import make_limits
 from workers.snapshot import stage_snapshot
 
@@ -52,7 +53,11 @@ log = get_log(__name__)
 FINISH_SECONDS = 120
 # An artifact is uploaded again for so long while S3 is away: the tool must not run again for it.
 UPLOAD_SECONDS = 60
-# A sandbox that cannot start is tried again for so long: an engine restarts in less.
+# A sandbox that cannot start is tried again for so long: an engine restarts in less. Then the run
+# is handed back, for a worker whose sandbox can. Ours takes none until a trial succeeds
+# (`Readiness`); if no worker takes it, the run fails as one that waited for too long
+# (`fail_overdue_runs`). Where trials succeed and runs do not, it fails here, as soon as its first
+# start is that long ago.
 SANDBOX_PATIENCE_SECONDS = 60
 CANCELLED = "Körningen avbröts."
 GENERAL_ERROR = "Något gick fel när verktyget kördes. Försök igen om en stund."
@@ -69,6 +74,7 @@ class RunTool:
     events: RunEvents
     queue: Queue
     sandbox: Sandbox
+    readiness: Readiness
     owner: str
     blob_cache: BlobCache | None = None
 
@@ -96,6 +102,13 @@ class RunTool:
                 await self._hand_back(run, uses_attempt=True)
                 return
             finished = _failed(RunStatus.FAILED, "sandbox_lost", GENERAL_ERROR)
+        except SandboxUnavailable as error:
+            log.error("run.sandbox_unavailable", run_id=run_id, error=str(error))
+            # Its tool has not run, so this is no attempt; another worker may well be able to.
+            seconds = self.settings.run_queue_timeout_seconds
+            if await self._hand_back(run, uses_attempt=False, within_seconds=seconds):
+                return
+            finished = _failed(RunStatus.FAILED, "sandbox_unavailable", GENERAL_ERROR)
         except asyncio.CancelledError:
             # This worker is told to end, and the run did not end in the time that it had left.
             await finish(self._hand_back(run, uses_attempt=False))
@@ -104,13 +117,10 @@ class RunTool:
 
     async def _execute(self, run: ClaimedRun, stop: asyncio.Event) -> FinishedRun:
         try:
-            with tempfile.TemporaryDirectory(prefix="skriptoteket-run-") as name:
-                return await self._stage_and_run(run, Path(name), stop)
-        except (LeaseLost, SandboxLost):
+            async with run_directory() as directory:
+                return await self._stage_and_run(run, directory, stop)
+        except (LeaseLost, SandboxLost, SandboxUnavailable):
             raise
-        except SandboxUnavailable as error:
-            log.error("run.sandbox_unavailable", run_id=run.id, error=str(error))
-            return _failed(RunStatus.FAILED, "sandbox_unavailable", GENERAL_ERROR)
         except AppError as error:
             log.warning("run.refused", run_id=run.id, code=error.code, detail=error.detail)
             words = GENERAL_ERROR if isinstance(error, Unavailable) else error.detail
@@ -177,20 +187,30 @@ class RunTool:
                 if asyncio.get_running_loop().time() > end:
                     raise
                 log.warning("run.sandbox_awaited", run_id=job.run_id, error=str(error))
+                self.readiness.doubt()
             await asyncio.sleep(delay)
             delay = min(2 * delay, 5.0)
 
-    async def _hand_back(self, run: ClaimedRun, *, uses_attempt: bool) -> None:
-        """Queue a run again, for another worker; one that cannot be is found by the sweep."""
+    async def _hand_back(
+        self, run: ClaimedRun, *, uses_attempt: bool, within_seconds: float | None = None
+    ) -> bool:
+        """Queue a run again, for another worker. False: it has to end here, if it is still ours.
+
+        With `within_seconds`, only so long after its first start. One that cannot be queued because
+        the database is away is found by the sweep.
+        """
+        write = partial(runs.hand_back, self.db, run.id, self.owner)
         try:
-            attempt = await runs.hand_back(self.db, run.id, self.owner, uses_attempt=uses_attempt)
+            attempt = await write(uses_attempt=uses_attempt, within_seconds=within_seconds)
         except Unavailable as error:
             log.warning("run.hand_back_failed", run_id=run.id, error=str(error))
-            return
-        if attempt is not None:
-            log.info("run.handed_back", run_id=run.id, attempt=attempt)
-            await self.events.publish(run.id, RunEvent(status=RunStatus.QUEUED))
-            await self.queue.hand_over_run(run.id, attempt, self.owner)
+            return True
+        if attempt is None:
+            return False
+        log.info("run.handed_back", run_id=run.id, attempt=attempt)
+        await self.events.publish(run.id, RunEvent(status=RunStatus.QUEUED))
+        await self.queue.hand_over_run(run.id, attempt, self.owner)
+        return True
 
     async def _finish(self, run: ClaimedRun, finished: FinishedRun) -> None:
         """Write the end; retried, since all of the run's work hangs on this one commit."""

@@ -11,7 +11,15 @@ from typing import Any, TypeVar
 import asyncpg
 import msgspec
 
-from app.errors import AppError, Conflict, MalformedRequest, SessionBusy, Unavailable
+from app.errors import (
+    AppError,
+    Conflict,
+    MalformedRequest,
+    NotAuthenticated,
+    NotFound,
+    SessionBusy,
+    Unavailable,
+)
 from app.log import get_log
 
 T = TypeVar("T")
@@ -29,6 +37,11 @@ CONSTRAINT_ERRORS: dict[str, AppError] = {
     "tools_slug_key": Conflict("Det finns redan ett verktyg med det kortnamnet."),
     "tool_versions_number_key": Conflict("Någon annan skapade en version samtidigt. Försök igen."),
     "tool_runs_one_unfinished_action": SessionBusy(),
+    # What the request is about, or who asks, was deleted since the request began.
+    "tool_versions_tool_id_fkey": NotFound(),
+    "tool_versions_created_by_fkey": NotAuthenticated(),
+    "tools_owner_id_fkey": NotAuthenticated(),
+    "api_tokens_user_id_fkey": NotAuthenticated(),
 }
 
 # Not the caller's fault and over soon: connection lost, server starting, stopping or full.
@@ -48,7 +61,7 @@ _UNAVAILABLE = (
 def _own_errors() -> Iterator[None]:
     try:
         yield
-    except asyncpg.UniqueViolationError as error:
+    except (asyncpg.UniqueViolationError, asyncpg.ForeignKeyViolationError) as error:
         known = CONSTRAINT_ERRORS.get(error.constraint_name or "")
         if known is None:
             raise

@@ -104,11 +104,13 @@ UPDATE tool_runs SET lease_expires_at = now() + $3::interval
 WHERE id = $1 AND lease_owner = $2 AND status = 'running' RETURNING cancel_requested
 """
 
-# Give a run back to the queue, and unless $3 the attempt too. Not one that has a result (rule 11).
+# Give a run back to the queue, and unless $3 the attempt too. Not one that has a result (rule 11),
+# nor, with $4, one that was first started longer ago.
 HAND_BACK = """
 UPDATE tool_runs SET status = 'queued', attempt = attempt - CASE WHEN $3 THEN 0 ELSE 1 END,
     lease_owner = NULL, lease_expires_at = NULL
 WHERE id = $1 AND lease_owner = $2 AND status = 'running' AND NOT has_result
+    AND ($4::interval IS NULL OR started_at > now() - $4::interval)
 RETURNING attempt
 """
 
@@ -175,9 +177,12 @@ UPDATE tool_runs SET status = 'failed', error_code = $2, error_summary = $3, fin
     lease_owner = NULL, lease_expires_at = NULL
 WHERE id = $1
 """
+# Queued runs that nobody started for $1. One that was started before, and lost or handed back, gets
+# that time again, after the $2 that its tool may take.
 LIST_OVERDUE_QUEUED = """
 SELECT id, session_id FROM tool_runs
-WHERE status = 'queued' AND attempt = 0 AND created_at < now() - $1::interval LIMIT 500
+WHERE status = 'queued'
+    AND coalesce(started_at + $2::interval, created_at) < now() - $1::interval LIMIT 500
 """
 LOCK_OVERDUE_QUEUED = """
 SELECT id, superseded FROM tool_runs WHERE id = $1 AND status = 'queued' FOR UPDATE
@@ -276,9 +281,20 @@ async def renew_lease(db: Executor, run_id: UUID, owner: str, lease_seconds: flo
     return None if row is None else row["cancel_requested"]
 
 
-async def hand_back(db: Executor, run_id: UUID, owner: str, *, uses_attempt: bool) -> int | None:
-    """Queue a run again that its worker cannot end: the attempt to send, None if it may not."""
-    row = await db.fetchrow(HAND_BACK, run_id, owner, uses_attempt)
+async def hand_back(
+    db: Executor,
+    run_id: UUID,
+    owner: str,
+    *,
+    uses_attempt: bool,
+    within_seconds: float | None = None,
+) -> int | None:
+    """Queue a run again that its worker cannot end: the attempt to send, None if it may not.
+
+    With `within_seconds`, only so long after its first start.
+    """
+    within = None if within_seconds is None else timedelta(seconds=within_seconds)
+    row = await db.fetchrow(HAND_BACK, run_id, owner, uses_attempt, within)
     return None if row is None else row["attempt"]
 
 
@@ -337,9 +353,7 @@ async def finish_own_run(
     return state_rev
 
 
-async def request_cancel(
-    db: Database, run_id: UUID, session_id: UUID, now: datetime
-) -> str | None:
+async def request_cancel(db: Database, run_id: UUID, session_id: UUID, now: datetime) -> str | None:
     """Cancel a queued run or ask a running one to stop: its status then, None if it had ended."""
     async with db.transaction() as tx:
         await sessions.lock_session_by_id(tx, session_id)
@@ -380,17 +394,22 @@ async def recover_lost_runs(
     return recovered
 
 
-async def fail_overdue_runs(db: Database, queue_timeout_seconds: int, now: datetime) -> list[UUID]:
-    """Fail runs that waited unstarted for too long; returns their ids."""
+async def fail_overdue_runs(
+    db: Database, queue_timeout_seconds: int, run_seconds: int, now: datetime
+) -> list[UUID]:
+    """Fail runs that wait for too long to be started, or started again; returns their ids.
+
+    A tool takes no longer than `run_seconds`.
+    """
     failed: list[UUID] = []
-    limit = timedelta(seconds=queue_timeout_seconds)
-    for overdue in await db.fetch(LIST_OVERDUE_QUEUED, limit):
+    limits = (timedelta(seconds=queue_timeout_seconds), timedelta(seconds=run_seconds))
+    for overdue in await db.fetch(LIST_OVERDUE_QUEUED, *limits):
         async with db.transaction() as tx:
             await sessions.lock_session_by_id(tx, overdue["session_id"])
             row = await tx.fetchrow(LOCK_OVERDUE_QUEUED, overdue["id"])
             if row is None:
                 continue
-            words = "Körningen fick vänta för länge och startades aldrig. Försök igen."
+            words = "Körningen fick vänta för länge på att startas. Försök igen."
             await _fail(tx, row, overdue["session_id"], "queue_timeout", words, now)
             failed.append(row["id"])
     return failed

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import docker
 import pytest
@@ -93,7 +93,7 @@ class Runs:
 
     def __init__(self, sandbox: Sandbox, directory: Path) -> None:
         self.sandbox, self.directory = sandbox, directory
-        self.run_ids: list[UUID] = []
+        self._count = 0
 
     async def __call__(
         self,
@@ -117,15 +117,15 @@ class Runs:
             inputs=None if inputs is None else json.dumps(inputs).encode(),
             action=action,
         )
-        self.run_ids.append(job.run_id)
         spool = self.directory / f"spool-{job.run_id}"
         spool.mkdir()
         return await self.sandbox.run(job, spool=spool, on_progress=on_progress, stop=stop)
 
     def _write(self, files: dict[str, bytes]) -> Sequence[InputFile]:
         staged = []
+        self._count += 1
         for number, (name, data) in enumerate(files.items()):
-            path = self.directory / f"blob-{len(self.run_ids)}-{number}"
+            path = self.directory / f"blob-{self._count}-{number}"
             path.write_bytes(data)
             staged.append(InputFile(name, path, len(data)))
         return staged

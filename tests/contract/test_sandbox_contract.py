@@ -26,16 +26,16 @@ from sandboxes import (
     fenced_sandboxes,
     find_docker_objects,
     run,
-    sandbox,
     wait_until,
 )
 
 from workers.sandbox import protocol
 from workers.sandbox.base import Outcome, Sandbox, SandboxUnavailable
+from workers.sandbox.confinement import GID, UIDS
 from workers.sandbox.docker import DockerSandbox
 from workers.sandbox.owner import name_owner
 
-__all__ = ["run", "sandbox"]  # fixtures
+__all__ = ["run"]  # a fixture
 
 
 # --- What goes in ----------------------------------------------------------------------------
@@ -592,10 +592,32 @@ async def test_container_is_locked_down(run: Runs) -> None:
         print(resource.getrlimit(resource.RLIMIT_NOFILE), resource.getrlimit(resource.RLIMIT_CORE))
         """
     )
-    uid, mounts, limits = result.stdout.text.splitlines()
-    assert uid == "10001 10001 [] False" or uid == "10001 10001 [10001] False"
+    user, mounts, limits = result.stdout.text.splitlines()
+    uid, rest = user.split(" ", 1)
+    assert int(uid) in UIDS
+    assert rest in (f"{GID} [] False", f"{GID} [{GID}] False")
     assert mounts == "['tmpfs', 'tmpfs'] True"
     assert limits == "(1024, 1024) (0, 0)"
+
+
+@docker_sandbox
+async def test_each_run_is_a_user_of_its_own_who_has_a_name_and_a_home(run: Runs) -> None:
+    source = """
+        import getpass, pathlib, pwd
+        found = pwd.getpwuid(os.getuid())
+        print(os.getuid(), getpass.getuser(), found.pw_name, found.pw_dir, pathlib.Path.home())
+        del os.environ["LOGNAME"], os.environ["USER"], os.environ["HOME"]
+        print(getpass.getuser(), pathlib.Path("~").expanduser())
+        (pathlib.Path(output_dir) / "a.txt").write_text("a")
+        assert (pathlib.Path(output_dir) / "a.txt").owner() == "runner"
+    """
+    results = await asyncio.gather(run(source), run(source))
+    uids = set()
+    for result in results:
+        uid, rest = result.stdout.text.split(" ", 1)
+        assert rest == "runner runner /tmp /tmp\nrunner /tmp\n", result
+        uids.add(int(uid))
+    assert len(uids) == 2 and uids <= set(UIDS)
 
 
 @docker_sandbox
@@ -608,6 +630,8 @@ async def test_the_engine_s_runtime_can_be_chosen(sandbox: Sandbox, tmp_path: Pa
     await missing.start()
     with pytest.raises(SandboxUnavailable, match="no-such-runtime"):
         await Runs(missing, tmp_path)("return 'hej'")
+    with pytest.raises(SandboxUnavailable, match="no-such-runtime"):
+        await missing.check()
     await missing.aclose()
     assert find_docker_objects(name_owner()) == []
 
@@ -827,3 +851,9 @@ asyncio.run(main())
 def test_limits_of_the_suite_are_smaller_than_what_it_sends() -> None:
     assert LIMITS.work_bytes > 50_000_000 > LIMITS.artifact_max_bytes
     assert Path(IMAGE).name == IMAGE.rpartition("/")[2]
+
+
+@every_sandbox
+async def test_trial_of_a_sandbox_that_works_leaves_nothing(run: Runs, sandbox: Sandbox) -> None:
+    await sandbox.check()
+    await wait_until(lambda: not run.find_left_over(), 10)

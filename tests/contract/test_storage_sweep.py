@@ -3,7 +3,7 @@
 import asyncio
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,9 +21,16 @@ from app.store.migrate import migrate
 from app.store.postgres import Database, open_database
 from app.store.session_files import SessionFilesKey
 from app.store.session_sweep import SweepReport
+from app.store.set_listing import BLOBS
 from app.usecases.storage_sweep import LOCK, clean_up_expired, survey_session_files
 
 NOW = datetime(2026, 1, 16, tzinfo=UTC)
+# The connections that hold a fence: a commit's, or a sweep's over the sets that it deletes.
+END_FENCES = """
+SELECT count(pg_terminate_backend(pid)) FROM pg_locks
+WHERE locktype = 'advisory' AND granted
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
 EMPTY = "TRUNCATE sweep_shards, sweep_status, users, tools CASCADE"
 
 
@@ -199,6 +206,31 @@ async def test_blobs_that_an_undone_commit_would_need_are_spared(
     await store(writer, key, {"c": b"3"}, keep={f.blob_id for f in first.files})
     assert (await sweep(later(nodes, minutes=123), db)).orphans == 1
     assert await contents(writer, key) == {"c": b"3"}
+
+
+async def test_an_upload_that_comes_in_where_a_fence_was_lost_is_not_deleted(
+    nodes: Nodes, db: Database, devstack: DevStack
+) -> None:
+    key, sweeper = new_key(), later(nodes, hours=25)
+    await store(nodes.another(), key, {"a": b"old"})
+    server = await asyncpg.connect(devstack.database_url)
+    delete = sweeper.store.delete
+
+    async def lose_fence_and_delete(keys: Iterable[str]) -> int:
+        keys = list(keys)
+        if all(key.startswith(BLOBS) for key in keys):
+            assert await server.fetchval(END_FENCES) == 1
+            await store(later(nodes, hours=25), key, {"b": b"new"})
+        return await delete(keys)
+
+    sweeper.store.delete = lose_fence_and_delete  # type: ignore[method-assign]
+    with pytest.raises(Unavailable):
+        await sweep(sweeper, db)
+    assert await contents(later(nodes, hours=25), key) == {"b": b"new"}
+    await sweep(later(nodes, hours=25), db)
+    assert await contents(later(nodes, hours=25), key) == {"b": b"new"}
+    assert await nodes.keys("sessions/expiring/") == []
+    await server.close()
 
 
 async def test_sets_that_the_database_does_not_explain_are_counted_and_kept(

@@ -16,7 +16,6 @@ from sandboxes import (
     answer_of,
     docker_sandbox,
     find_docker_objects,
-    sandbox,
     wait_until,
 )
 
@@ -25,7 +24,6 @@ from workers.sandbox.docker import DockerSandbox, PoolSettings
 from workers.sandbox.engine import OWNER_LABEL
 from workers.sandbox.owner import name_owner
 
-__all__ = ["sandbox"]  # a fixture
 pytestmark = [pytest.mark.docker]
 
 

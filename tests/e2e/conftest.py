@@ -87,7 +87,9 @@ def idle_service(idle_stack: Service) -> Iterator[Service]:
     yield idle_stack
     for username in ("anna", "bo"):
         with log_in(idle_stack, username) as client:
-            for run in client.get("/runs", params={"limit": 200}).raise_for_status().json()["items"]:
+            for run in (
+                client.get("/runs", params={"limit": 200}).raise_for_status().json()["items"]
+            ):
                 if run["status"] in ("queued", "running"):
                     client.post(f"/runs/{run['run_id']}/cancel").raise_for_status()
 

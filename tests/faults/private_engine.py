@@ -23,7 +23,11 @@ class EngineMissing(Exception):
 
 
 class PrivateEngine:
-    """`dockerd` with files, sockets and a containerd of its own, and without a network."""
+    """`dockerd` with files, sockets and a containerd of its own, and without a network.
+
+    It is in a network namespace of its own too: in the machine's, an engine that is to have no
+    bridge would take away everybody's.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -40,7 +44,7 @@ class PrivateEngine:
         with (self._directory / "dockerd.log").open("ab") as log:
             self._daemon = subprocess.Popen(
                 [
-                    *("dockerd", "--host", self.host),
+                    *("unshare", "--net", "dockerd", "--host", self.host),
                     *("--data-root", str(self._directory / "data")),
                     *("--exec-root", str(self._directory / "exec")),
                     *("--pidfile", str(self._directory / "docker.pid")),

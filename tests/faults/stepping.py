@@ -1,11 +1,14 @@
 """Users who take steps of a tool while things break, and what has to be true of each step."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from cluster import Cluster, Process
+import pytest
+from cluster import Cluster, Process, run_cluster
 from fault_tools import STEP, STEP_SCHEMA
 from service import Client
 
@@ -16,8 +19,30 @@ EXECUTED_ONCE = ["running", "succeeded"]
 NEVER_AGAIN = ["running", "failed"]  # the tool had delivered (rule 11)
 
 
-def publish_step(stack: Cluster, node: Process) -> None:
-    stack.publish(node, SLUG, STEP, STEP_SCHEMA)
+@contextmanager
+def run_stepping_cluster(data_dir: Path, **settings: str) -> Iterator[Cluster]:
+    """Run servers of a module's own, as its fixture `stack`: no other's workers take its runs."""
+    settings = {
+        "RUNNER_PRELOAD": "",
+        "WORKER_CACHE_BYTES": "0",  # or staging would not go to S3
+    } | settings
+    with run_cluster(data_dir, **settings) as stack:
+        stack.record_history()
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def node(stack: Cluster) -> Iterator[Process]:
+    """A node of the module's `stack` with the tool; nobody kills it."""
+    with stack.node() as node:
+        stack.publish(node, SLUG, STEP, STEP_SCHEMA)
+        yield node
+
+
+@pytest.fixture(scope="module")
+def client(stack: Cluster, node: Process) -> Iterator[Client]:
+    with stack.client(node) as client:
+        yield client
 
 
 @dataclass

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from workers.sandbox.confinement import GID, UIDS
+
 IMAGE = os.environ.get("RUNNER_IMAGE", "skriptoteket-runner")
+UID = UIDS[-1]  # a run is any of them
 TOOLS = Path(__file__).parents[2] / "infra" / "tools"
 
 pytestmark = [pytest.mark.docker]
@@ -19,6 +22,7 @@ def _run_in_image(code: str, *options: str, stdin: bytes = b"") -> str:
         *("docker", "run", "--rm", "--interactive", "--network", "none", "--read-only"),
         *("--tmpfs", "/tmp", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
         *("--memory", "1g", "--memory-swap", "1g", "--cpus", "1", "--pids-limit", "256"),
+        *("--user", f"{UID}:{GID}"),
         *(*options, "--entrypoint", "python3", IMAGE, "-W", "error", "-c", code),
     ]
     done = subprocess.run(command, input=stdin, capture_output=True, timeout=60, check=False)
@@ -55,7 +59,14 @@ def test_it_makes_a_pdf_with_nordic_letters_as_the_unprivileged_user() -> None:
         "walk(document.pages[0]._page_box)\n"
         "print(open('/tmp/a.pdf', 'rb').read(5), text, os.getuid(), os.getgid(), os.getcwd())\n"
     )
-    assert output == "b'%PDF-' åäö ÅÄÖ 10001 10001 /work\n"
+    assert output == f"b'%PDF-' åäö ÅÄÖ {UID} {GID} /work\n"
+
+
+def test_it_has_a_user_of_its_own_and_a_name_for_that_of_any_run() -> None:
+    ids = [10001, *UIDS]
+    code = f"import pwd; print({{pwd.getpwuid(id).pw_name for id in {ids}}})"
+    assert _run_in_image(code) == "{'runner'}\n"
+    assert _run_in_image("import os; print(os.getuid())", "--user", "") == "10001\n"
 
 
 def test_it_has_fonts_that_hold_nordic_letters() -> None:
@@ -158,7 +169,7 @@ USES = {
 def test_each_library_does_a_small_real_thing(library: str) -> None:
     code, expected = USES[library]
     output = _run_in_image(f"{code}\nimport os; print(os.getuid())")
-    assert output == f"{expected}\n10001\n"
+    assert output == f"{expected}\n{UID}\n"
 
 
 def _read_sbom() -> dict[str, Any]:

@@ -118,6 +118,10 @@ class Sandbox(Protocol):
         """Check that runs are possible. Raises SandboxUnavailable with the reason."""
         ...
 
+    async def check(self) -> None:
+        """Start what a run would be started in, and end it. Raises SandboxUnavailable."""
+        ...
+
     async def run(
         self,
         job: SandboxJob,

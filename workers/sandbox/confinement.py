@@ -11,7 +11,12 @@ from typing import Any
 
 from workers.sandbox.base import SandboxLimits
 
-UID = 10001
+# A run is a user of its own: the kernel counts some things for each user (descriptors on their
+# way, bytes in pipes), and one run could use up another's. The image has a name for each of these,
+# and an engine that remaps users a place: that has 65 536. For the one group nothing is counted.
+UIDS = range(20_000, 24_096)
+GID = 10001
+USER = "runner"
 TEMP_BYTES = 128 * 1024 * 1024
 OPEN_FILES = 1024
 LOCKED_BYTES = 8 * 1024 * 1024
@@ -46,11 +51,11 @@ READ_ONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sys
 
 
 def make_host_config(
-    limits: SandboxLimits, labels: dict[str, str], *, runtime: str | None, cpu_count: int
+    limits: SandboxLimits, labels: dict[str, str], uid: int, *, runtime: str | None, cpu_count: int
 ) -> dict[str, Any]:
     """Return the confinement of one run; `cpu_count` 0 means an engine without CPU limits."""
     # What a run wrote is data, never a program: neither for execve nor for the dynamic linker.
-    own = f"noexec,nosuid,nodev,nr_inodes=100k,uid={UID},gid={UID}"
+    own = f"noexec,nosuid,nodev,nr_inodes=100k,uid={uid},gid={GID}"
     config: dict[str, Any] = {
         "AutoRemove": True,
         "NetworkMode": "none",
@@ -108,8 +113,7 @@ def load_seccomp_profile() -> str:
 
 
 def _make_ulimits(limits: SandboxLimits) -> list[dict[str, Any]]:
-    # No limit of processes here: the kernel would count those of all runs together, since they
-    # share a user. PidsLimit counts each container's own.
+    # No limit of processes here: PidsLimit counts a container's own, whoever's they are.
     hard = {
         "nofile": OPEN_FILES,
         "fsize": limits.work_bytes,

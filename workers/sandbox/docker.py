@@ -31,6 +31,8 @@ from workers.sandbox.protocol import (
 )
 
 LEFT_OVER_SECONDS = 10.0  # how often one looks for what dead workers left
+# Of a container that no tool is ever in: 256 MiB, 16 processes, and nothing comes out of it.
+CHECK_LIMITS = SandboxLimits(1, 256 << 20, 1, 16, 1 << 20, 0, 0, 0, 0, 0)
 
 log = get_log(__name__)
 
@@ -109,6 +111,10 @@ class DockerSandbox:
             return await self._run_in(container, job, spool, on_progress, stop)
         except RunnerNotStarted as error:
             raise SandboxUnavailable(f"{error}: {container.complaints}") from error
+
+    async def check(self) -> None:
+        container = await self._engine.open_container(CHECK_LIMITS)
+        self._discard(container)
 
     async def aclose(self) -> None:
         if self._tidying is not None:

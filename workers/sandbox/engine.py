@@ -9,7 +9,9 @@ waited for, because a container whose creation nobody waited for would be one th
 """
 
 import asyncio
+import itertools
 import math
+import random
 import socket
 import time
 import uuid
@@ -26,7 +28,7 @@ from app.log import get_log
 from workers.sandbox.attached import Attached
 from workers.sandbox.base import SandboxLimits, SandboxLost, SandboxUnavailable
 from workers.sandbox.cleanup import finish
-from workers.sandbox.confinement import UID, make_host_config
+from workers.sandbox.confinement import GID, UIDS, USER, make_host_config
 from workers.sandbox.owner import is_gone, name_owner
 from workers.sandbox.protocol import RunnerNotStarted, wait_until_ready
 
@@ -81,6 +83,9 @@ class Engine:
         self._image, self._runtime = image, runtime
         self._max_age_seconds = max_age_seconds
         self._owner = name_owner()
+        # In turn, so that ours never share one; from anywhere, so that those of another worker on
+        # this machine hardly ever do.
+        self._uids = itertools.count(random.randrange(len(UIDS)))
         self._client: docker.APIClient | None = None
         self._cpu_count = 0
         self._unremoved: set[str] = set()
@@ -227,12 +232,13 @@ class Engine:
             OWNER_LABEL: self._owner,
             EXPIRES_LABEL: str(int(time.time() + self._max_age_seconds)),
         }
+        uid = UIDS[next(self._uids) % len(UIDS)]
         self._asked.create_container(
             self._image,
             command=list(preload),
             name=name,
             hostname="sandbox",
-            user=f"{UID}:{UID}",
+            user=f"{uid}:{GID}",
             working_dir="/work",
             environment=_make_environment(limits),
             labels=labels,
@@ -241,6 +247,7 @@ class Engine:
             host_config=make_host_config(
                 limits,
                 {LABEL: "1", OWNER_LABEL: self._owner},
+                uid,
                 runtime=self._runtime,
                 cpu_count=self._cpu_count,
             ),
@@ -281,6 +288,8 @@ def _make_environment(limits: SandboxLimits) -> dict[str, str]:
     # A thread pool as big as the machine would only get in its own way.
     threads = str(max(1, math.ceil(limits.cpus)))
     return {
+        "USER": USER,
+        "LOGNAME": USER,
         "HOME": "/tmp",  # noqa: S108 -- a file system of its own
         "TMPDIR": "/tmp",  # noqa: S108
         "OMP_NUM_THREADS": threads,

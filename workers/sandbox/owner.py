@@ -1,5 +1,6 @@
-"""Which worker made a container: a name that tells others on the same machine whether it lives."""
+"""Which worker made a container or a directory: a name that tells others whether it lives."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -13,16 +14,23 @@ def name_owner() -> str:
 
 def is_gone(owner: str) -> bool:
     """Tell whether a process is certainly gone; one that cannot be seen from here may live."""
-    view, _, process = owner.rpartition("/")
-    view, _, pid = view.rpartition("/")
-    if view != _name_view() or not pid.isdigit():
+    if not is_in_sight(owner):
         return False
-    return _started(int(pid)) != process
+    _, pid, started = owner.split("/")
+    return _started(int(pid)) != started
+
+
+def is_in_sight(owner: str) -> bool:
+    """Tell whether a process that lives could be seen from here."""
+    view, _, process = owner.partition("/")
+    return view == _name_view() and process.partition("/")[0].isdigit() and process.count("/") == 1
 
 
 def _name_view() -> str:
     namespace = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116
-    return f"{_BOOT_ID.read_text().strip()}/{namespace}"
+    view = f"{_BOOT_ID.read_text().strip()}/{namespace}"
+    # Short: it goes into paths of directories, below which tools make sockets.
+    return hashlib.sha256(view.encode()).hexdigest()[:12]
 
 
 def _started(pid: int) -> str | None:

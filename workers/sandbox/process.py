@@ -13,8 +13,6 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,6 +28,7 @@ from workers.sandbox.base import (
     SandboxUnavailable,
 )
 from workers.sandbox.cleanup import finish
+from workers.sandbox.directories import run_directory
 from workers.sandbox.fence import Fence
 from workers.sandbox.protocol import RunnerNotStarted, exchange, wait_until_ready
 
@@ -112,11 +111,12 @@ class ProcessSandbox:
         on_progress: ProgressCallback | None = None,
         stop: asyncio.Event | None = None,
     ) -> SandboxResult:
-        root = Path(tempfile.mkdtemp(prefix="skriptoteket-run-"))
-        try:
+        async with run_directory() as root:
             return await self._run(job, root, spool, on_progress, stop)
-        finally:
-            await finish(_remove(root))
+
+    async def check(self) -> None:
+        if not await _probe(self._namespaces):
+            raise SandboxUnavailable("this machine starts no fenced process any more")
 
     async def aclose(self) -> None:
         """Nothing is held between runs."""
@@ -211,9 +211,8 @@ def _make_environment(root: Path, limits: SandboxLimits) -> dict[str, str]:
 
 
 async def _probe(spaces: _Namespaces) -> bool:
-    root = Path(tempfile.mkdtemp(prefix="skriptoteket-probe-"))
     limits = SandboxLimits(10, 1 << 30, 1, 256, 1 << 20, 1, 1, 1, 1, 1)
-    try:
+    async with run_directory() as root:
         process = await _start_fenced(spaces, root, limits, None)
         try:
             async with asyncio.timeout(PROBE_SECONDS):
@@ -225,8 +224,6 @@ async def _probe(spaces: _Namespaces) -> bool:
             reason = stderr.decode("utf-8", "replace")[-500:]
             log.debug("sandbox.probe_failed", command=spaces.command, reason=reason)
         return process.returncode == 0
-    finally:
-        await finish(_remove(root))
 
 
 async def _read_stderr(process: asyncio.subprocess.Process, kept: bytearray) -> None:
@@ -264,23 +261,3 @@ def _kill_strays(root: Path) -> None:
             with contextlib.suppress(OSError):
                 if mark in (entry / "environ").read_bytes().split(b"\0"):
                     os.kill(int(entry.name), signal.SIGKILL)
-
-
-async def _remove(root: Path) -> None:
-    """Remove a work directory. It is empty where a mount of its own held the files."""
-    with contextlib.suppress(OSError):
-        os.rmdir(root)  # noqa: PTH106
-        return
-    # Directories that the tool made unreadable, or too deep for Python, are no matter for these.
-    for command in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
-        await _execute([*command, "--", str(root)])
-    if await asyncio.to_thread(root.exists):
-        log.error("sandbox.remove_failed", directory=str(root))
-
-
-async def _execute(command: Sequence[str]) -> None:
-    nowhere = asyncio.subprocess.DEVNULL
-    process = await asyncio.create_subprocess_exec(
-        *command, stdin=nowhere, stdout=nowhere, stderr=nowhere
-    )
-    await process.wait()
