@@ -5,7 +5,7 @@ import asyncio
 import json
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,19 @@ import uvicorn
 from app.console import print_report, show_sweep
 from app.domain.ids import new_uuid7
 from app.domain.users import User
-from app.errors import AppError
+from app.errors import AppError, NotFound
 from app.log import configure_logging
 from app.main import create_app
 from app.settings import Settings, SettingsError, load_settings
-from app.store import sweep_ledger, users
+from app.store import sweep_ledger, tools, users
 from app.store.lifecycle import init_storage
 from app.store.objects import open_object_store
 from app.store.postgres import open_database
 from app.usecases.accounts import hash_password
+from app.usecases.deletions import DeletionReport
 from app.usecases.seed import seed_catalogue
 from app.usecases.storage_sweep import clean_up_expired, survey_session_files
-from app.wiring import open_services
+from app.wiring import Services, open_services
 
 EXIT_TRY_LATER = 75  # EX_TEMPFAIL of sysexits.h
 
@@ -70,6 +71,10 @@ def _parser() -> argparse.ArgumentParser:
     user.add_argument("username")
     user.add_argument("--name", help="display name")
     user.add_argument("--role", choices=["user", "contributor", "admin"], default="user")
+    user = add("delete-user", _delete_user, "delete a user and all of theirs, and wait for it")
+    user.add_argument("username")
+    tool = add("delete-tool", _delete_tool, "delete a tool and all of its runs, and wait for it")
+    tool.add_argument("slug")
     sweep = add(
         "cleanup_expired_session_files",
         _cleanup_expired_session_files,
@@ -77,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep.add_argument("--dry-run", action="store_true", help="only look")
     usage = add("session_files_usage", _session_files_usage, "count session files; changes nothing")
-    for reporting in (sweep, usage):
+    for reporting in (user, tool, sweep, usage):
         reporting.add_argument("--json", action="store_true", help="print the report as JSON")
     dev = add("dev", _dev, "run everything on this machine with embedded servers")
     dev.add_argument("--port", type=int, default=8000, help="of the first API node")
@@ -155,6 +160,39 @@ def _add_user(args: argparse.Namespace, settings: Settings) -> int:
         return 0
     print("skriptoteket: there is a user of that name", file=sys.stderr)  # noqa: T201
     return 1
+
+
+def _delete_user(args: argparse.Namespace, settings: Settings) -> int:
+    async def delete(services: Services) -> DeletionReport:
+        found = await users.find_login(services.db, args.username.strip().lower())
+        if found is None:
+            raise NotFound("there is no user of that name")
+        return await services.deletions.delete_user(found[0].id)
+
+    return _delete(args, settings, delete)
+
+
+def _delete_tool(args: argparse.Namespace, settings: Settings) -> int:
+    async def delete(services: Services) -> DeletionReport:
+        tool = await tools.find_tool_by_slug(services.db, args.slug)
+        if tool is None:
+            raise NotFound("there is no tool of that name")
+        return await services.deletions.delete_tool(tool.id)
+
+    return _delete(args, settings, delete)
+
+
+def _delete(
+    args: argparse.Namespace,
+    settings: Settings,
+    delete: Callable[[Services], Awaitable[DeletionReport]],
+) -> int:
+    async def work() -> DeletionReport:
+        async with open_services(settings) as services:
+            return await delete(services)
+
+    print_report(asyncio.run(work()), as_json=args.json)
+    return 0
 
 
 def _cleanup_expired_session_files(args: argparse.Namespace, settings: Settings) -> int:

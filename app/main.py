@@ -7,11 +7,23 @@ from typing import Any
 from litestar import Litestar, Router
 from litestar.config.app import AppConfig
 
-from app.api import admin, artifacts, auth, editor, events, health, runs, sessions, tools
+from app.api import (
+    admin,
+    artifacts,
+    auth,
+    editor,
+    events,
+    health,
+    metrics,
+    runs,
+    sessions,
+    tools,
+)
 from app.api.deps import DEPENDENCIES, StrictRequest, authorize, require_json
 from app.api.errors import EXCEPTION_HANDLERS
 from app.api.middleware import LingeringClose, RequestContext
 from app.api.openapi import complete_document, make_openapi_config
+from app.metrics import Metrics
 from app.settings import Settings
 from app.wiring import open_services
 
@@ -40,6 +52,7 @@ def create_app(settings: Settings) -> Any:
             editor.router,
             admin.router,
             health.router,
+            metrics.show_metrics,
         ],
         guards=[authorize, require_json],
     )
@@ -56,6 +69,7 @@ def create_app(settings: Settings) -> Any:
             logging_config=None,
         )
     )
+    litestar.state.metrics = Metrics(settings)
     complete_document(litestar)
     # Around the framework, not inside it: its own refusals (no such route) need them too.
-    return RequestContext(LingeringClose(litestar))
+    return RequestContext(LingeringClose(litestar), litestar.state.metrics.observe_request)

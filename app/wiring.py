@@ -13,12 +13,14 @@ from app.settings import Settings
 from app.store.artifacts import ArtifactStore
 from app.store.events import RunEvents, open_run_events
 from app.store.fence import PostgresFence
-from app.store.lifecycle import check_lifecycle
+from app.store.file_sets import FileSets
+from app.store.lifecycle import LifecycleWatch, check_lifecycle
 from app.store.objects import ObjectStore, open_object_store, require_conditional_writes
 from app.store.postgres import Database, open_database
 from app.store.redis import Logins, RateLimit, open_redis, own_errors
 from app.store.session_files import S3SessionFileStorage
 from app.usecases.claims import Claims
+from app.usecases.deletions import Deletions
 from app.usecases.initial_runs import InitialRuns
 from app.usecases.runs import Runs
 from app.usecases.turns import Turns
@@ -35,6 +37,7 @@ class Services:
     db: Database
     redis: Redis
     objects: ObjectStore
+    lifecycle: LifecycleWatch
     session_files: S3SessionFileStorage
     artifacts: ArtifactStore
     queue: Queue
@@ -46,6 +49,7 @@ class Services:
     initial_runs: InitialRuns
     turns: Turns
     runs: Runs
+    deletions: Deletions
 
     def readiness_checks(self) -> dict[str, Awaitable[str | None]]:
         """One check for each dependency: what there is to say of it, or raises Unavailable."""
@@ -97,17 +101,24 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             settings.upload_max_total_bytes,
         )
         claims = Claims(db, session_files, settings.run_max_unfinished)
+        logins = Logins(redis, settings.login_ttl_seconds)
+        # Deletions are in no hurry, and may be large.
+        paced = objects.paced(settings.sweep_requests_per_second)
+        sets = FileSets(
+            paced, PostgresFence(fence_db), conditional=settings.storage_fence == "none"
+        )
         window = settings.login_window_seconds
         yield Services(
             settings=settings,
             db=db,
             redis=redis,
             objects=objects,
+            lifecycle=LifecycleWatch(objects, settings),
             session_files=session_files,
             artifacts=ArtifactStore(objects),
             queue=queue,
             events=events,
-            logins=Logins(redis, settings.login_ttl_seconds),
+            logins=logins,
             login_limit_by_account=RateLimit(redis, "account", settings.login_attempts, window),
             # A school shares one address: it gets more attempts than an account.
             login_limit_by_address=RateLimit(
@@ -117,4 +128,5 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             initial_runs=InitialRuns(db, session_files, queue, claims, limits),
             turns=Turns(db, session_files, queue, claims),
             runs=Runs(db, events),
+            deletions=Deletions(db, events, logins, sets, ArtifactStore(paced)),
         )

@@ -21,6 +21,7 @@ from app.errors import (
     NotAuthenticated,
     UnsupportedMediaType,
 )
+from app.metrics import Metrics
 from app.usecases import accounts
 from app.wiring import Services
 
@@ -57,6 +58,11 @@ def provide_services(request: AnyRequest) -> Services:
     return services
 
 
+def provide_metrics(request: AnyRequest) -> Metrics:
+    metrics: Metrics = request.app.state.metrics
+    return metrics
+
+
 def provide_user(request: AnyRequest) -> User:
     """Return who asks; `authorize` has found out before anything of the body was read."""
     user: User = request.scope["user"]
@@ -65,6 +71,7 @@ def provide_user(request: AnyRequest) -> User:
 
 DEPENDENCIES = {
     "services": Provide(provide_services, sync_to_thread=False),
+    "metrics": Provide(provide_metrics, sync_to_thread=False),
     "user": Provide(provide_user, sync_to_thread=False),
 }
 
@@ -143,7 +150,7 @@ def check_page_size(limit: int | None) -> int:
     return limit
 
 
-def encode_cursor(position: tuple[str, UUID] | UUID) -> str:
+def encode_cursor(position: tuple[str, UUID] | UUID | str) -> str:
     return base64.urlsafe_b64encode(msgspec.json.encode(position)).decode().rstrip("=")
 
 

@@ -87,6 +87,15 @@ async def update_tool(
     return view_editor_tool(tool)
 
 
+@delete("/tools/{tool_id:uuid}", status_code=204, opt=ADMINS)
+async def delete_tool(services: NamedDependency[Services], tool_id: FromPath[UUID]) -> None:
+    """Delete a tool with its versions, and everybody's files, runs and sessions of it.
+
+    It is out of the catalogue at once; the rest is deleted right after, and that may take a while.
+    """
+    await services.deletions.mark_tool(tool_id)
+
+
 @get("/tools/{tool_id:uuid}/versions")
 async def list_versions(
     services: NamedDependency[Services],
@@ -226,6 +235,7 @@ router = Router(
         list_own_tools,
         create_tool,
         update_tool,
+        delete_tool,
         list_versions,
         create_version,
         show_version,

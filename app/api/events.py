@@ -14,6 +14,7 @@ from litestar.response import ServerSentEvent, ServerSentEventMessage
 from app.api.schemas import View
 from app.domain.runs import Run
 from app.domain.users import User
+from app.errors import NotFound
 from app.store.events import RunEvent, Subscription
 from app.wiring import Services
 
@@ -47,7 +48,18 @@ async def stream_events(
     # Before the answer begins: a foreign run is a 404, not a broken stream.
     await services.runs.get_run(user, run_id)
     after = request.headers.get("last-event-id")
-    return ServerSentEvent(_follow(services, user, run_id, after))
+    return ServerSentEvent(_follow_to_end(services, user, run_id, after))
+
+
+async def _follow_to_end(
+    services: Services, user: User, run_id: UUID, last_id: str | None
+) -> AsyncIterator[ServerSentEventMessage]:
+    try:
+        async for message in _follow(services, user, run_id, last_id):
+            yield message
+    except NotFound:
+        # Deleted meanwhile, with its tool: the answer has begun, so all that it can do is end.
+        return
 
 
 async def _follow(

@@ -6,6 +6,8 @@ from uuid import UUID
 
 from app.api.health import DependencyView, ReadyView
 from app.api.schemas import (
+    AccountPage,
+    AccountView,
     ActionStarted,
     ArtifactLink,
     ArtifactList,
@@ -27,6 +29,8 @@ from app.api.schemas import (
     SandboxRunView,
     SessionFilesView,
     StartActionBody,
+    StorageView,
+    SweepView,
     TokenBody,
     TokenView,
     ToolPage,
@@ -57,6 +61,14 @@ _CURSOR = "WyJXZWJic2lkYSB0aWxsIFBERiIsIjAxOThmMGEwIl0"
 
 LOGIN = LoginBody(username="anna", password="ett långt lösenord")  # noqa: S106
 USER = UserView(id=_USER_ID, username="anna", display_name="Anna Ek", role="user")
+ACCOUNTS = AccountPage(
+    items=[
+        AccountView(
+            id=_USER_ID, username="anna", display_name="Anna Ek", role="user", is_active=True
+        )
+    ],
+    next_cursor=None,
+)
 TOKEN_BODY = TokenBody(name="Schemaläggaren", expires_at=_TOMORROW)
 TOKEN = TokenView(id=_TOKEN_ID, name="Schemaläggaren", created_at=_THEN, expires_at=_TOMORROW)
 NEW_TOKEN = NewTokenView(
@@ -245,3 +257,23 @@ CURATED_APP = CuratedAppView(
 )
 CURATED_APPS = CuratedAppList(items=[CURATED_APP])
 CURATED_APP_BODY = CuratedAppBody(min_role="contributor")
+
+STORAGE = StorageView(
+    sessions=1_204,
+    files=3_811,
+    bytes=2_750_118_400,
+    orphans=2,
+    orphan_bytes=48_300,
+    unexplained=0,
+    oldest_access=_THEN,
+    walked_at=_THEN,
+    last_sweep=SweepView(
+        started_at=_THEN, ended_at=_SOON, succeeded_at=_SOON, error=None, sweeps=412, failures=0
+    ),
+    lifecycle="complete",
+)
+METRICS = (
+    "# HELP skriptoteket_storage_status_up 1 if PostgreSQL told this scrape the state of storage\n"
+    "# TYPE skriptoteket_storage_status_up gauge\n"
+    "skriptoteket_storage_status_up 1.0\n"
+)

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 from uuid import UUID, uuid4
@@ -25,10 +26,13 @@ SECURITY_HEADERS = [
 
 
 class RequestContext:
-    """ASGI middleware: takes or makes the correlation id, echoes it, and logs the request."""
+    """ASGI middleware: takes or makes the correlation id, echoes it, logs and counts the request.
 
-    def __init__(self, app: Any) -> None:
-        self._app = app
+    `observe` is told method, template of the path (None: no such route), status and seconds.
+    """
+
+    def __init__(self, app: Any, observe: Callable[[str, str | None, int, float], None]) -> None:
+        self._app, self._observe = app, observe
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -52,12 +56,14 @@ class RequestContext:
         try:
             await self._app(scope, receive, send_with_headers)
         finally:
+            seconds = time.monotonic() - started
+            self._observe(scope["method"], scope.get("path_template"), status, seconds)
             log.debug(
                 "request.done",
                 method=scope["method"],
                 path=scope["path"],
                 status=status,
-                duration_ms=round((time.monotonic() - started) * 1000, 1),
+                duration_ms=round(seconds * 1000, 1),
             )
             correlation_id.reset(token)
 

@@ -31,8 +31,9 @@ from app import errors as e
 from app.api import examples as x
 from app.api.deps import CSRF_HEADER, SAFE_METHODS, SESSION_COOKIE
 from app.api.errors import PROBLEM_JSON, make_problem, problem_response
+from app.metrics import CONTENT_TYPE as METRICS_CONTENT_TYPE
 
-OPEN_OPERATIONS = frozenset({"log_in", "show_live", "show_ready"})
+OPEN_OPERATIONS = frozenset({"log_in", "show_live", "show_ready", "show_metrics"})
 FORM_OPERATIONS = frozenset({"run_tool", "run_sandbox"})
 FILE_OPERATIONS = frozenset({"download_artifact"})
 WAITING_OPERATIONS = frozenset(
@@ -87,6 +88,7 @@ DOCS: dict[str, Doc] = {
     "list_own_tools": Doc({200: x.EDITOR_TOOLS}),
     "create_tool": Doc({201: x.EDITOR_TOOL}, (e.Conflict, e.Invalid), x.NEW_TOOL),
     "update_tool": Doc({200: x.EDITOR_TOOL}, (e.NotFound,), x.TOOL_PATCH),
+    "delete_tool": Doc({204: None}, (e.NotFound, e.Conflict)),
     "list_versions": Doc({200: x.VERSIONS}, (e.NotFound,)),
     "create_version": Doc(
         {201: x.VERSION}, (e.NotFound, e.Conflict, e.InvalidSource, e.InvalidInputSchema), x.CODE
@@ -105,9 +107,13 @@ DOCS: dict[str, Doc] = {
     "show_sandbox_session": Doc({200: x.SANDBOX_SESSION}, (e.NotFound,)),
     "show_sandbox_files": Doc({200: x.SANDBOX_FILES}, (e.NotFound,)),
     "clear_sandbox_files": Doc({204: None}, (e.NotFound,)),
+    "list_users": Doc({200: x.ACCOUNTS}),
+    "delete_user": Doc({204: None}, (e.NotFound, e.Conflict)),
     "list_curated_apps": Doc({200: x.CURATED_APPS}),
     "update_curated_app": Doc({200: x.CURATED_APP}, (e.NotFound,), x.CURATED_APP_BODY),
     "show_live": Doc({200: x.LIVE}),
+    "show_storage": Doc({200: x.STORAGE}),
+    "show_metrics": Doc({200: x.METRICS}),
     "show_ready": Doc({200: x.READY, 503: x.NOT_READY}),
 }
 
@@ -165,7 +171,7 @@ def complete_document(app: Litestar) -> None:
 def list_errors(operation_id: str, method: str, *, needs_role: bool, has_query: bool) -> Errors:
     """Return every error that an operation may answer, by its own line and by its kind."""
     found: list[type[e.AppError]] = list(DOCS[operation_id].errors)
-    if operation_id == "show_live":
+    if operation_id in {"show_live", "show_metrics"}:
         return ()
     if operation_id == "show_ready":
         return tuple(found)
@@ -217,7 +223,10 @@ def _answer(
     answer = OpenAPIResponse(description=HTTPStatus(status).phrase, headers={})
     if operation_id in WAITING_OPERATIONS:
         answer.headers = {"Preference-Applied": OpenAPIHeader(schema=_STRING)}
-    if operation_id in FILE_OPERATIONS:
+    if operation_id == "show_metrics":
+        media = OpenAPIMediaType(schema=_STRING, example=example)
+        answer.content = {METRICS_CONTENT_TYPE: media}
+    elif operation_id in FILE_OPERATIONS:
         binary = Schema(type=OpenAPIType.STRING, content_media_type="application/octet-stream")
         media = OpenAPIMediaType(schema=binary, example=example)
         answer.content = {"application/octet-stream": media}

@@ -1,7 +1,7 @@
 """The JSON of the API: requests refuse unknown fields, answers name what the page needs."""
 
 from datetime import datetime
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, Literal, cast
 from uuid import UUID
 
 import msgspec
@@ -20,6 +20,8 @@ from app.domain.tools import (
     file_field,
 )
 from app.domain.users import ApiToken, Role, User
+from app.store.lifecycle import LifecycleState
+from app.store.sweep_ledger import StorageStatus
 
 Name = Annotated[str, Meta(min_length=1, max_length=200)]
 Text = Annotated[str, Meta(max_length=20_000)]
@@ -90,6 +92,15 @@ class UserView(View):
     username: str
     display_name: str
     role: str
+
+
+class AccountView(UserView):
+    is_active: bool
+
+
+class AccountPage(View):
+    items: list[AccountView]
+    next_cursor: str | None
 
 
 class TokenView(View):
@@ -235,10 +246,36 @@ class CuratedAppList(View):
     items: list[CuratedAppView]
 
 
+class SweepView(View):
+    started_at: datetime | None
+    ended_at: datetime | None
+    succeeded_at: datetime | None
+    error: str | None
+    sweeps: int
+    failures: int
+
+
+class StorageView(View):
+    sessions: int
+    files: int
+    bytes: int
+    orphans: int
+    orphan_bytes: int
+    unexplained: int
+    oldest_access: datetime | None
+    walked_at: datetime | None
+    last_sweep: SweepView
+    lifecycle: LifecycleState | Literal["unknown"]
+
+
 def view_user(user: User) -> UserView:
     return UserView(
         id=user.id, username=user.username, display_name=user.display_name, role=user.role
     )
+
+
+def view_account(user: User) -> AccountView:
+    return AccountView(**msgspec.structs.asdict(user))
 
 
 def view_token(token: ApiToken) -> TokenView:
@@ -251,6 +288,28 @@ def summarize_tool(tool: Tool) -> ToolSummary:
 
 def view_curated_app(entry: CuratedEntry) -> CuratedAppView:
     return CuratedAppView(**msgspec.structs.asdict(entry))
+
+
+def view_storage(status: StorageStatus, lifecycle: LifecycleState | None) -> StorageView:
+    return StorageView(
+        sessions=status.sets,
+        files=status.files,
+        bytes=status.bytes,
+        orphans=status.orphans,
+        orphan_bytes=status.orphan_bytes,
+        unexplained=status.unexplained,
+        oldest_access=status.oldest_access,
+        walked_at=status.walked_at,
+        last_sweep=SweepView(
+            started_at=status.started_at,
+            ended_at=status.ended_at,
+            succeeded_at=status.succeeded_at,
+            error=status.error,
+            sweeps=status.sweeps_total,
+            failures=status.failures_total,
+        ),
+        lifecycle=lifecycle or "unknown",
+    )
 
 
 def view_tool(tool: Tool, schema: InputSchema, limits: UploadLimits) -> ToolView:

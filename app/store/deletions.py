@@ -38,13 +38,15 @@ UPDATE users SET deleted_at = $2, is_active = false, username = 'deleted:' || id
     display_name = '', password_hash = ''
 WHERE id = $1 AND deleted_at IS NULL
 """
-DELETE_TOKENS = "DELETE FROM api_tokens WHERE user_id = $1"  # noqa: S105
+DELETE_TOKENS = "DELETE FROM api_tokens WHERE user_id = $1"
 
-# The same for a tool. Claims under way do not hold this up: AWAIT_CLAIMS waits for them.
+# The same for a tool, without its name: that is a key, whose change would wait for the claims under
+# way, and new ones would keep coming. After the mark there are no new ones.
 MARK_TOOL = """
-UPDATE tools SET deleted_at = $2, published_version_id = NULL, slug = 'deleted-' || id
+UPDATE tools SET deleted_at = $2, published_version_id = NULL
 WHERE id = $1 AND deleted_at IS NULL
 """
+FREE_SLUG = "UPDATE tools SET slug = 'deleted-' || id WHERE id = $1 AND deleted_at IS NOT NULL"
 
 # Who is being deleted, the longest waiting first. Both tables have an index of these alone.
 LIST_MARKED = """
@@ -104,6 +106,11 @@ async def mark_user(db: Connection, user_id: UUID, now: datetime) -> bool:
 async def mark_tool(db: Connection, tool_id: UUID, now: datetime) -> bool:
     """Make a tool invisible for good; False if there is none."""
     return await db.execute(MARK_TOOL, tool_id, now) == 1
+
+
+async def free_slug(db: Executor, tool_id: UUID) -> None:
+    """Let another tool have a marked one's name; waits for the claims under way."""
+    await db.execute(FREE_SLUG, tool_id)
 
 
 async def list_marked(db: Executor) -> list[Owner]:

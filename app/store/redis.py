@@ -19,7 +19,6 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.errors import TooManyRequests, Unavailable
 
-
 _PREFIX = "login:"
 
 

@@ -64,11 +64,9 @@ class PurgeableRun(msgspec.Struct, frozen=True):
     may_have_artifacts: bool
 
 
-async def list_old_runs(
-    db: Executor, before: datetime, after: UUID | None, limit: int = BATCH_RUNS
-) -> list[PurgeableRun]:
+async def list_old_runs(db: Executor, before: datetime, after: UUID | None) -> list[PurgeableRun]:
     """Return finished runs created before a time, in order of their ids, after one of them."""
-    rows = await db.fetch(LIST_OLD_RUNS, before, uuid7_floor(before), after, limit)
+    rows = await db.fetch(LIST_OLD_RUNS, before, uuid7_floor(before), after, BATCH_RUNS)
     return [convert_row(row, PurgeableRun) for row in rows]
 
 

@@ -51,7 +51,8 @@ log = get_log(__name__)
 class SweepReport(msgspec.Struct, kw_only=True):
     """What a sweep saw and did; of a dry run, what one would do.
 
-    `files`, `bytes`, `orphans` and `unexplained` are of the `walked_sets`, whose blobs were listed.
+    `scanned` counts all sets, `oldest_access`, `files`, `bytes` and `unexplained` what is left of
+    them; the last three and `orphans` are of the `walked_sets`, whose blobs were listed.
     `unreadable_keys` holds the first 100. `is_complete` is False when its time was up before all
     was swept: the next sweep begins with the rest. `requests` to S3 count those made in vain too.
     """
@@ -81,7 +82,7 @@ class SweepReport(msgspec.Struct, kw_only=True):
 
 
 class ShardCount(msgspec.Struct, kw_only=True):
-    """What lies in a range of sets, from `first_path` up to `end_path` (None: the last).
+    """What is left in a range of sets, from `first_path` up to `end_path` (None: the last).
 
     All but `sets` and `oldest_access` is counted only where the blobs were walked.
     """
@@ -172,16 +173,15 @@ class SessionSweep:
 
     def _take(self, part: "_Part", listed: ListedSet) -> None:
         manifest = listed.manifest
-        part.add_blobs(listed.blobs)
         if manifest is not None:
             self._report.scanned += 1
             if not listed.is_real:
                 self._note_unreadable(manifest.key)
                 return
-            part.add_set(manifest, listed)
             if manifest.served_at - manifest.last_modified > self._ttl + CLOCK_GRAIN:
                 part.due.append(listed)
                 return
+        part.add(listed)
         # One upload's blobs are named all or none, and an upload without a manifest is an orphan.
         if any(map(_is_old, listed.blobs)) and (manifest is None or not _is_one_upload(listed)):
             part.suspects.append(listed)
@@ -225,14 +225,18 @@ class SessionSweep:
         if self._dry_run:
             records = await gather_some(self._sets.read_manifest, keys)
             await self._choose_due(dict(zip(keys, records, strict=True)))
-            return
-        doomed = await self._expiry.expire_batch(FAMILY, keys, self._choose_due)
-        for manifest in doomed:
-            self._count_deleted(manifest)
-        # What the set held beside its own blobs is looked at at once, not in the next walk.
-        named = {file.blob_id for manifest in doomed for file in manifest.files}
+            doomed = {}
+        else:
+            deleted = await self._expiry.expire_batch(FAMILY, keys, self._choose_due)
+            doomed = {found.key.path: found.manifest for found in deleted}
         for one in part.due:
-            one.blobs = [blob for blob in one.blobs if _blob_id(blob) not in named]
+            if one.path in doomed:
+                self._count_deleted(doomed[one.path])
+                named = {file.blob_id for file in doomed[one.path].files}
+                one.blobs = [blob for blob in one.blobs if _blob_id(blob) not in named]
+                one.manifest = None
+            part.add(one)
+            # What the set held beside its own blobs is looked at at once, not in the next walk.
             if any(map(_is_old, one.blobs)):
                 part.suspects.append(one)
 
@@ -274,10 +278,13 @@ class SessionSweep:
             for blob in blobs
             if key is None or _blob_id(blob) not in needed.get(key, ())
         ]
+        orphan_bytes = sum(blob.bytes for blob in orphans)
+        part.count.orphans += len(orphans)
+        part.count.orphan_bytes += orphan_bytes
         if not self._dry_run:
             await self._objects.delete(blob.key for blob in orphans)
-        part.count.orphans += len(orphans)
-        part.count.orphan_bytes += sum(blob.bytes for blob in orphans)
+            part.count.files -= len(orphans)
+            part.count.bytes -= orphan_bytes
 
     async def _find_orphans(self, listed: ListedSet) -> tuple[SetKey | None, list[ObjectInfo]]:
         """Return whose set it is, if that can be known, and its old blobs that nothing names."""
@@ -335,18 +342,19 @@ class _Part:
     suspects: list[ListedSet] = field(default_factory=list)
     owners: Counter[tuple[UUID, UUID]] = field(default_factory=Counter)
 
-    def add_set(self, manifest: ObjectInfo, listed: ListedSet) -> None:
-        count = self.count
+    def add(self, listed: ListedSet) -> None:
+        """Count what stays."""
+        count, manifest = self.count, listed.manifest
+        count.files += len(listed.blobs)
+        count.bytes += sum(blob.bytes for blob in listed.blobs)
+        if manifest is None:
+            return
         count.sets += 1
         count.oldest_access = min(
             count.oldest_access or manifest.last_modified, manifest.last_modified
         )
         if count.is_walked:
             self.owners[listed.owner] += 1
-
-    def add_blobs(self, blobs: Sequence[ObjectInfo]) -> None:
-        self.count.files += len(blobs)
-        self.count.bytes += sum(blob.bytes for blob in blobs)
 
 
 def _session_key(path: str, context: str | None) -> SetKey | None:

@@ -54,7 +54,7 @@ class SetExpiry:
 
     async def expire_batch(
         self, family: Family, manifest_keys: Sequence[str], choose: ChooseSets
-    ) -> list[Manifest]:
+    ) -> list[FoundSet]:
         """Delete those of some sets that `choose` picks, at the least cost; return them.
 
         That is a read and a mark for each set, and the deletions of all together. Whoever changes a
@@ -76,7 +76,7 @@ class SetExpiry:
             # Without its fence, an upload may have come in that we would delete.
             await confirm_fence()
             await self._objects.delete(found.key.manifest_key for found in doomed)
-        return [found.manifest for found in doomed]
+        return doomed
 
     async def finish(self, key: SetKey, manifest: Manifest) -> None:
         """Delete a set that is marked. Can be repeated."""

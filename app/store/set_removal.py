@@ -66,9 +66,9 @@ async def _expire_pass(sets: FileSets, path_prefix: str, removed: RemovedFiles) 
                 if record.manifest is not None
             ]
 
-        for manifest in await expiry.expire_batch("sessions", [i.key for i in page], choose):
-            removed.files += len(manifest.files)
-            removed.bytes += sum(file.bytes for file in manifest.files)
+        for gone in await expiry.expire_batch("sessions", [i.key for i in page], choose):
+            removed.files += len(gone.manifest.files)
+            removed.bytes += sum(file.bytes for file in gone.manifest.files)
         for key, record in found.items():
             if record.unreadable:
                 removed.files += await expiry.delete_unreadable(_set_key(key))

@@ -80,7 +80,8 @@ SELECT coalesce(sum(sets), 0)::bigint AS sets, min(oldest_access) AS oldest_acce
     coalesce(sum(files), 0)::bigint AS files, coalesce(sum(bytes), 0)::bigint AS bytes,
     coalesce(sum(orphans), 0)::bigint AS orphans,
     coalesce(sum(orphan_bytes), 0)::bigint AS orphan_bytes,
-    coalesce(sum(unexplained), 0)::bigint AS unexplained, min(walked_at) AS walked_at
+    coalesce(sum(unexplained), 0)::bigint AS unexplained,
+    CASE WHEN bool_and(walked_at IS NOT NULL) THEN min(walked_at) END AS walked_at
 FROM sweep_shards
 """
 

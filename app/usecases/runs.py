@@ -50,7 +50,7 @@ class Runs:
             RunFinished: there is nothing left to cancel.
         """
         run = await self.get_run(user, run_id)
-        status = await runs.request_cancel(self.db, run, datetime.now(UTC))
+        status = await runs.request_cancel(self.db, run.id, run.session_id, datetime.now(UTC))
         if status is None:
             raise RunFinished
         await self.events.publish(run_id, RunEvent(status=status))

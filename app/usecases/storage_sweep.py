@@ -10,7 +10,7 @@ from uuid import UUID
 
 import msgspec
 
-from app.errors import Unavailable
+from app.errors import AppError, Unavailable
 from app.log import get_log
 from app.settings import Settings
 from app.store import runs, sweep_ledger
@@ -59,8 +59,9 @@ async def clean_up_expired(
             await sweep_ledger.interrupt_sweep(db, SESSION_FILES)
             raise
         except Exception as error:
+            log.exception("session_files.sweep_failed")
             with suppress(Unavailable):
-                await sweep_ledger.fail_sweep(db, SESSION_FILES, repr(error))
+                await sweep_ledger.fail_sweep(db, SESSION_FILES, _name_error(error))
             raise
         await sweep_ledger.end_sweep(db, SESSION_FILES, sweep.report)
     log.info("session_files.swept", **msgspec.to_builtins(sweep.report))
@@ -128,6 +129,11 @@ async def _sweep_shards(db: Database, sweep: SessionSweep, max_seconds: float) -
                     sweep.report.is_complete = False
                     return
     await sweep_ledger.merge_shards(db)
+
+
+def _name_error(error: Exception) -> str:
+    """Name an error for admins; what else it says, which may be an address, stands in the log."""
+    return error.code if isinstance(error, AppError) else type(error).__name__
 
 
 def _choose_walked(shards: Sequence[Shard]) -> set[str]:

@@ -49,7 +49,8 @@ async def get_offered(db: Database, user: User, slug: str) -> OfferedTool:
     if tool.published_version_id is None:
         raise NotFound
     version = await tools.find_version(db, tool.published_version_id)
-    assert version is not None, "tools.published_version_id is a foreign key"
+    if version is None:
+        raise NotFound  # The tool was deleted since it was read.
     return OfferedTool(tool=tool, source=version_source(version), input_schema=version.input_schema)
 
 

@@ -84,7 +84,9 @@ class Turns:
         _check_free(session, request.expected_state_rev)
         if session.offer_run_id is None:
             raise UnknownAction
-        offer = await runs.get_offer(self.db, session.offer_run_id)
+        offer = await runs.find_offer(self.db, session.offer_run_id)
+        if offer is None:
+            raise UnknownAction  # Purged with its time since the session was read.
         if not user.has_role(offer.min_role):
             raise NotFound
         by_id = {action["action_id"]: action for action in offer.next_actions}
@@ -131,6 +133,7 @@ class Turns:
         payload = _show_start_over(run, clears_files=clears_files)
         now = datetime.now(UTC)
         async with self.db.transaction() as tx:
+            await self.claims.hold_owners(tx, key)
             locked = await sessions.lock_session(tx, key.parts)
             assert locked is not None, "sessions are deleted only with their user or tool"
             _check_free(locked, session.state_rev)

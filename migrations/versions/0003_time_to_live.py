@@ -37,6 +37,8 @@ ALTER TABLE users ADD COLUMN deleted_at timestamptz,
 ALTER TABLE tools ADD COLUMN deleted_at timestamptz,
     ADD CONSTRAINT tools_deleted_unpublished
         CHECK (deleted_at IS NULL OR (published_version_id IS NULL AND curated_app_id IS NULL));
+-- A deleted tool's runs go in batches, and its row without a look at everybody else's runs.
+CREATE INDEX tool_runs_by_tool ON tool_runs (tool_id, id);
 CREATE INDEX users_deleted ON users (deleted_at) WHERE deleted_at IS NOT NULL;
 CREATE INDEX tools_deleted ON tools (deleted_at) WHERE deleted_at IS NOT NULL;
 """
@@ -45,6 +47,7 @@ DOWN = """
 -- Half deleted, they would come back to life.
 DELETE FROM tools WHERE deleted_at IS NOT NULL;
 DELETE FROM users WHERE deleted_at IS NOT NULL;
+DROP INDEX tool_runs_by_tool;
 ALTER TABLE tools DROP CONSTRAINT tools_deleted_unpublished, DROP COLUMN deleted_at;
 ALTER TABLE users DROP CONSTRAINT users_deleted_inactive, DROP COLUMN deleted_at;
 DROP TABLE sweep_status;

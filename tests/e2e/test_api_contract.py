@@ -120,7 +120,8 @@ POST /editor/tool-versions/{version_id}/run-sandbox,
 POST /editor/tool-versions/{version_id}/start-action,
 GET /editor/tool-versions/{version_id}/session,
 GET /editor/tool-versions/{version_id}/session-files,
-DELETE /editor/tool-versions/{version_id}/session-files, GET /health/live, GET /health/ready
+DELETE /editor/tool-versions/{version_id}/session-files, GET /health/live, GET /health/ready,
+GET /metrics, GET /admin/storage
 """
 
 

@@ -128,6 +128,38 @@ async def check_downgrade_from_curated_apps(url: str) -> None:
     await asyncio.to_thread(migrate, url)
 
 
+async def test_the_schema_before_deletions_comes_back_without_what_is_half_deleted(
+    devstack: DevStack,
+) -> None:
+    async with make_database(devstack) as url:
+        await check_downgrade_from_deletions(url)
+
+
+async def check_downgrade_from_deletions(url: str) -> None:
+    """Whoever was being deleted does not come back to life, and nobody else goes along."""
+    tables = ("users", "tools", "tool_versions", "tool_sessions", "tool_runs")
+    await asyncio.to_thread(migrate, url)
+    async with closing_connection(url) as connection:
+        kept, goes = Rows(connection), Rows(connection, "bo")
+        for rows in (kept, goes):
+            await rows.insert()
+            await rows.run()
+        # Half-way: a user with sessions of others' tools, and a tool that others have sessions of.
+        await goes.run(user_id=kept.user, **ENDED)
+        await connection.execute(
+            "UPDATE users SET deleted_at = $2, is_active = false WHERE id = $1", goes.user, NOW
+        )
+        await connection.execute("UPDATE tools SET deleted_at = $2 WHERE id = $1", goes.tool, NOW)
+    await asyncio.to_thread(downgrade, url, "0002")
+    async with closing_connection(url) as connection:
+        counts = [await connection.fetchval(f"SELECT count(*) FROM {name}") for name in tables]
+        assert counts == [1] * len(tables)
+        assert await connection.fetchval("SELECT username FROM users") == "anna"
+    await asyncio.to_thread(migrate, url)
+    async with closing_connection(url) as connection:
+        assert await connection.fetchval("SELECT id FROM tool_runs") is not None
+
+
 @asynccontextmanager
 async def closing_connection(url: str) -> AsyncIterator[Any]:
     connection = await asyncpg.connect(url)
@@ -158,19 +190,23 @@ async def insert_runs_of_both_kinds(connection: Any) -> None:
 class Rows:
     """One user, tool, version and session, and runs of it to try out."""
 
-    def __init__(self, db: Any) -> None:
-        self.db = db
+    def __init__(self, db: Any, name: str = "anna") -> None:
+        self.db, self.name = db, name
         self.user, self.tool, self.version, self.session = (uuid.uuid4() for _ in range(4))
 
     async def insert(self) -> None:
         await self.db.execute(
-            "INSERT INTO users VALUES ($1, 'anna', 'Anna', 'user', 'x', true, $2)", self.user, NOW
+            "INSERT INTO users VALUES ($1, $3, 'Anna', 'user', 'x', true, $2)",
+            self.user,
+            NOW,
+            self.name,
         )
         await self.db.execute(
             "INSERT INTO tools (id, slug, title, summary, usage_instructions, created_at,"
-            " updated_at) VALUES ($1, 'prov', '', '', '', $2, $2)",
+            " updated_at) VALUES ($1, 'prov-' || $3::text, '', '', '', $2, $2)",
             self.tool,
             NOW,
+            self.name,
         )
         await self.db.execute(
             "INSERT INTO tool_versions (id, tool_id, number, status, source, entrypoint,"
@@ -181,7 +217,9 @@ class Rows:
             NOW,
         )
         await self.db.execute(
-            "INSERT INTO curated_app_versions VALUES ('a', '1', '', 'x', '[]', $1)", NOW
+            "INSERT INTO curated_app_versions VALUES ('a', '1', '', 'x', '[]', $1)"
+            " ON CONFLICT DO NOTHING",
+            NOW,
         )
         await self.db.execute(
             "INSERT INTO tool_sessions (id, tool_id, user_id, context, created_at, updated_at)"
@@ -294,6 +332,20 @@ async def test_a_user_has_one_session_for_each_tool_and_context(rows: Rows) -> N
 async def test_a_new_session_is_empty_at_revision_zero(rows: Rows) -> None:
     row = await rows.db.fetchrow("SELECT state, state_rev, has_files FROM tool_sessions")
     assert tuple(row) == ("{}", 0, False)
+
+
+async def test_who_is_being_deleted_is_out_of_everything(rows: Rows) -> None:
+    for refused in (
+        "UPDATE users SET deleted_at = now()",
+        "UPDATE tools SET deleted_at = now(), published_version_id = $1",
+        "UPDATE tools SET deleted_at = now(), curated_app_id = 'a'",
+    ):
+        args = [rows.version] if "$1" in refused else []
+        with pytest.raises(asyncpg.CheckViolationError):
+            async with rows.db.transaction():
+                await rows.db.execute(refused, *args)
+    await rows.db.execute("UPDATE users SET deleted_at = now(), is_active = false")
+    await rows.db.execute("UPDATE tools SET deleted_at = now()")
 
 
 async def test_what_belongs_to_a_deleted_user_goes_with_them(rows: Rows) -> None:
