@@ -24,8 +24,10 @@ from app.store import sweep_ledger, tools, users
 from app.store.lifecycle import init_storage
 from app.store.objects import open_object_store
 from app.store.postgres import open_database
+from app.store.session_sweep import SweepReport
 from app.usecases.accounts import hash_password
 from app.usecases.deletions import DeletionReport
+from app.usecases.retention import RetentionReport, apply_retention
 from app.usecases.seed import seed_catalogue
 from app.usecases.storage_sweep import clean_up_expired, survey_session_files
 from app.wiring import Services, open_services
@@ -82,7 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     sweep.add_argument("--dry-run", action="store_true", help="only look")
     usage = add("session_files_usage", _session_files_usage, "count session files; changes nothing")
-    for reporting in (user, tool, sweep, usage):
+    retention = add(
+        "apply_retention", _apply_retention, "delete runs and artifacts past their time"
+    )
+    retention.add_argument("--dry-run", action="store_true", help="only count")
+    for reporting in (user, tool, sweep, usage, retention):
         reporting.add_argument("--json", action="store_true", help="print the report as JSON")
     dev = add("dev", _dev, "run everything on this machine with embedded servers")
     dev.add_argument("--port", type=int, default=8000, help="of the first API node")
@@ -199,32 +205,42 @@ def _cleanup_expired_session_files(args: argparse.Namespace, settings: Settings)
     if args.dry_run:
         return _session_files_usage(args, settings)
 
-    async def sweep() -> int:
-        async with open_services(settings) as services:
-            db, storage = services.db, services.session_files
-            expected = (await sweep_ledger.get_status(db)).sets
-            with show_sweep(expected) as tell:
-                report = await clean_up_expired(db, storage, settings, on_progress=tell)
-        if report is None:
-            print("another process is sweeping", file=sys.stderr)  # noqa: T201
-            return EXIT_TRY_LATER
-        print_report(report, as_json=args.json)
-        return 0
-
-    return asyncio.run(sweep())
+    return _sweep(args, settings, clean_up_expired)
 
 
 def _session_files_usage(args: argparse.Namespace, settings: Settings) -> int:
-    async def survey() -> int:
+    return _sweep(args, settings, survey_session_files)
+
+
+def _sweep(
+    args: argparse.Namespace, settings: Settings, work: Callable[..., Awaitable[SweepReport | None]]
+) -> int:
+    async def sweep() -> SweepReport | None:
         async with open_services(settings) as services:
             db, storage = services.db, services.session_files
-            expected = (await sweep_ledger.get_status(db)).sets
-            with show_sweep(expected) as tell:
-                report = await survey_session_files(db, storage, settings, on_progress=tell)
-        print_report(report, as_json=args.json)
-        return 0
+            with show_sweep((await sweep_ledger.get_status(db)).sets) as tell:
+                return await work(db, storage, settings, on_progress=tell)
 
-    return asyncio.run(survey())
+    return _print_swept(asyncio.run(sweep()), args)
+
+
+def _apply_retention(args: argparse.Namespace, settings: Settings) -> int:
+    async def apply() -> RetentionReport | None:
+        async with open_services(settings) as services:
+            now = datetime.now(UTC)
+            return await apply_retention(
+                services.db, services.paced_artifacts, settings, now, dry_run=args.dry_run
+            )
+
+    return _print_swept(asyncio.run(apply()), args)
+
+
+def _print_swept(report: msgspec.Struct | None, args: argparse.Namespace) -> int:
+    if report is None:
+        print("another process is sweeping", file=sys.stderr)  # noqa: T201
+        return EXIT_TRY_LATER
+    print_report(report, as_json=args.json)
+    return 0
 
 
 def _dev(args: argparse.Namespace, settings: Settings) -> int:

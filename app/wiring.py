@@ -40,6 +40,7 @@ class Services:
     lifecycle: LifecycleWatch
     session_files: S3SessionFileStorage
     artifacts: ArtifactStore
+    paced_artifacts: ArtifactStore
     queue: Queue
     events: RunEvents
     logins: Logins
@@ -102,8 +103,9 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
         )
         claims = Claims(db, session_files, settings.run_max_unfinished)
         logins = Logins(redis, settings.login_ttl_seconds)
-        # Deletions are in no hurry, and may be large.
+        # What goes on in the background is in no hurry, and may be large.
         paced = objects.paced(settings.sweep_requests_per_second)
+        paced_artifacts = ArtifactStore(paced)
         sets = FileSets(
             paced, PostgresFence(fence_db), conditional=settings.storage_fence == "none"
         )
@@ -116,6 +118,7 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             lifecycle=LifecycleWatch(objects, settings),
             session_files=session_files,
             artifacts=ArtifactStore(objects),
+            paced_artifacts=paced_artifacts,
             queue=queue,
             events=events,
             logins=logins,
@@ -128,5 +131,5 @@ async def open_services(settings: Settings) -> AsyncIterator[Services]:
             initial_runs=InitialRuns(db, session_files, queue, claims, limits),
             turns=Turns(db, session_files, queue, claims),
             runs=Runs(db, events),
-            deletions=Deletions(db, events, logins, sets, ArtifactStore(paced)),
+            deletions=Deletions(db, events, logins, sets, paced_artifacts),
         )

@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 import sys
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -40,7 +41,7 @@ STAGING_SECONDS = 240  # beside the tool's own time: download, start, collect, u
 class WakingWorker(Worker):
     """arq's worker, except that it looks for jobs when told that there are some.
 
-    It leaves them to others while it is not ready.
+    It leaves runs to others while it is not ready.
     """
 
     readiness: Readiness | None = None
@@ -59,8 +60,10 @@ class WakingWorker(Worker):
             listener.cancel()
 
     async def start_jobs(self, job_ids: list[bytes]) -> None:
-        if self.readiness is None or self.readiness.is_ready:
-            await super().start_jobs(job_ids)
+        if self.readiness is not None and not self.readiness.is_ready:
+            # The clock's jobs need no sandbox.
+            job_ids = [i for i in job_ids if not i.decode().startswith(RUN_PREFIX)]
+        await super().start_jobs(job_ids)
 
     async def run_job(self, job_id: str, score: int) -> None:
         """Take a run's job off the queue, then do it.
@@ -153,14 +156,14 @@ async def run_worker(settings: Settings) -> None:
             services.queue,
             services.events,
             services.session_files,
-            services.artifacts,
+            services.paced_artifacts,
             services.deletions,
         )
         worker = _make_worker(settings, services.queue.arq, do_run, sweep)
-        recovery = asyncio.create_task(_recover_runs(sweep, settings), name="recover-runs")
-        stack.callback(recovery.cancel)
-        deleting = asyncio.create_task(_finish_deletions(sweep, settings), name="finish-deletions")
-        stack.callback(deleting.cancel)
+        # Apart from each other, since a deletion may take hours.
+        for work in (sweep.recover_runs, sweep.finish_deletions):
+            rounds = _by_the_clock(work, work.__name__, settings.run_sweep_seconds)
+            stack.callback(asyncio.create_task(rounds, name=work.__name__).cancel)
         log.info("worker.started", owner=do_run.owner, sandbox=sandbox.name)
         if settings.worker_ready_file is not None:
             ready_file = Path(settings.worker_ready_file)
@@ -174,29 +177,17 @@ async def run_worker(settings: Settings) -> None:
         log.info("worker.stopped", owner=do_run.owner)
 
 
-async def _recover_runs(sweep: Sweep, settings: Settings) -> None:
-    """Recover runs by the clock, outside the queue: it has to work while that is away or full."""
+async def _by_the_clock(work: Callable[[], Awaitable[None]], name: str, seconds: float) -> None:
+    """Work again and again, outside the queue: it has to go on while that is away or full."""
     while True:
         try:
-            await sweep.recover_runs()
+            await work()
         except AppError as error:
-            log.warning("run.recovery_failed", error=str(error))
+            log.warning("worker.round_failed", work=name, error=str(error))
         except Exception:
             # What recovers the others must not be what ends.
-            log.exception("run.recovery_crashed")
-        await asyncio.sleep(settings.run_sweep_seconds)
-
-
-async def _finish_deletions(sweep: Sweep, settings: Settings) -> None:
-    """Finish deletions by the clock; apart from the recovery, since one may take hours."""
-    while True:
-        try:
-            await sweep.finish_deletions()
-        except AppError as error:
-            log.warning("deletion.look_failed", error=str(error))
-        except Exception:
-            log.exception("deletion.look_crashed")
-        await asyncio.sleep(settings.run_sweep_seconds)
+            log.exception("worker.round_crashed", work=name)
+        await asyncio.sleep(seconds)
 
 
 def _make_worker(settings: Settings, arq: ArqRedis, do_run: RunTool, sweep: Sweep) -> WakingWorker:
@@ -205,6 +196,9 @@ def _make_worker(settings: Settings, arq: ArqRedis, do_run: RunTool, sweep: Swee
 
     async def cleanup_expired_session_files(_: dict[str, Any]) -> None:
         await sweep.clean_up_expired_session_files()
+
+    async def apply_retention(_: dict[str, Any]) -> None:
+        await sweep.apply_retention()
 
     worker = WakingWorker(
         functions=[
@@ -222,6 +216,13 @@ def _make_worker(settings: Settings, arq: ArqRedis, do_run: RunTool, sweep: Swee
             cron(
                 cast(WorkerCoroutine, cleanup_expired_session_files),
                 minute={17},
+                second={0},
+                timeout=SWEEP_SECONDS,
+                keep_result=0,
+            ),
+            cron(
+                cast(WorkerCoroutine, apply_retention),
+                minute={47},
                 second={0},
                 timeout=SWEEP_SECONDS,
                 keep_result=0,

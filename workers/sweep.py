@@ -20,6 +20,7 @@ from app.store.events import RunEvent, RunEvents
 from app.store.postgres import Database
 from app.store.session_files import SessionFileStorageProtocol
 from app.usecases.deletions import Deletions
+from app.usecases.retention import apply_retention
 from app.usecases.storage_sweep import clean_up_expired
 
 log = get_log(__name__)
@@ -86,3 +87,7 @@ class Sweep:
     async def clean_up_expired_session_files(self) -> None:
         """Delete session files that no run was given for the TTL (ADR-0039 §3)."""
         await clean_up_expired(self.db, self.session_files, self.settings)
+
+    async def apply_retention(self) -> None:
+        """Delete runs and artifacts that are older than they are kept."""
+        await apply_retention(self.db, self.artifacts, self.settings, datetime.now(UTC))

@@ -68,3 +68,8 @@ def test_a_terminal_shows_how_far_a_sweep_has_come(service: Service) -> None:
     os.close(ours)
     assert "session files" in shown
     assert json.loads(told.stdout)["dry_run"] is False
+
+
+def test_retention_says_what_is_past_its_time(service: Service) -> None:
+    told = json.loads(run(service, "apply_retention", "--json").stdout)
+    assert (told["purged_runs"], told["deleted_artifacts"], told["is_complete"]) == (0, 0, True)
