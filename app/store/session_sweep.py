@@ -6,7 +6,7 @@ does not grow with the bucket, and live sets cost their share of a listing.
 """
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -36,7 +36,7 @@ ORPHAN_AGE = timedelta(hours=1)
 OPEN_UPLOAD_AGE = timedelta(days=1)
 # The server's clock is read in whole seconds: a set may look a second older than it is.
 CLOCK_GRAIN = timedelta(seconds=1)
-SHARD_SETS = 20_000
+SHARD_SETS = 5_000
 BATCH_SETS = 200
 REPORTED_KEYS = 100
 
@@ -99,6 +99,22 @@ class ShardCount(msgspec.Struct, kw_only=True):
     unexplained: int = 0
 
 
+class Reach(msgspec.Struct, frozen=True, kw_only=True):
+    """A range of sets for a sweep: up to, not including, `end_path` (None: the last).
+
+    `cuts` are the paths in between at which shards are known to begin. Orphans are found where
+    blobs are walked.
+    """
+
+    first_path: str = ""
+    end_path: str | None = None
+    cuts: tuple[str, ...] = ()
+    walk_blobs: bool = True
+
+
+WHOLE_BUCKET = Reach()
+
+
 def is_expired(record: SetRecord, ttl: timedelta) -> bool:
     """Tell whether a set's time is over by the server's clock, never a moment too early."""
     return record.served_at - record.accessed_at > ttl + CLOCK_GRAIN
@@ -146,28 +162,34 @@ class SessionSweep:
                     await self._objects.abort_multipart(upload.key, upload.upload_id)
                 self._report.aborted_uploads += 1
 
-    async def sweep(
-        self, first_path: str = "", end_path: str | None = None, *, walk_blobs: bool = True
-    ) -> AsyncGenerator[ShardCount, None]:
-        """Sweep a range of sets; yields what lies in it, in parts of at most `SHARD_SETS` sets.
+    async def sweep(self, reach: Reach = WHOLE_BUCKET) -> AsyncGenerator[ShardCount, None]:
+        """Sweep a range of sets; yields what is left in it, shard by shard.
 
-        Orphans are found where the blobs are walked.
+        A shard ends where one is known to, or holds `SHARD_SETS` sets.
 
         Raises:
             Unavailable: half-way; the next sweep finishes what this one began.
         """
-        part = _Part(ShardCount(first_path=first_path, is_walked=walk_blobs))
-        async with aclosing(
-            walk_sets(self._objects, first_path, end_path, with_blobs=walk_blobs)
-        ) as listing:
+        cuts = deque(reach.cuts)
+        part = _Part(ShardCount(first_path=reach.first_path, is_walked=reach.walk_blobs))
+        listing = walk_sets(
+            self._objects, reach.first_path, reach.end_path, with_blobs=reach.walk_blobs
+        )
+        async with aclosing(listing):
             async for listed in listing:
+                while cuts and listed.path >= cuts[0]:
+                    yield await self._close(part, cuts[0])
+                    part = part.next(cuts.popleft())
                 if part.count.sets >= SHARD_SETS and listed.is_real:
                     yield await self._close(part, listed.path)
-                    part = _Part(ShardCount(first_path=listed.path, is_walked=walk_blobs))
+                    part = part.next(listed.path)
                 self._take(part, listed)
                 if len(part.due) >= BATCH_SETS or len(part.suspects) >= BATCH_SETS:
                     await self._settle(part)
-        yield await self._close(part, end_path)
+        while cuts:
+            yield await self._close(part, cuts[0])
+            part = part.next(cuts.popleft())
+        yield await self._close(part, reach.end_path)
 
     # --- What the listing tells -----------------------------------------------------------
 
@@ -341,6 +363,10 @@ class _Part:
     due: list[ListedSet] = field(default_factory=list)
     suspects: list[ListedSet] = field(default_factory=list)
     owners: Counter[tuple[UUID, UUID]] = field(default_factory=Counter)
+
+    def next(self, first_path: str) -> "_Part":
+        """Return the part that begins where this one ends."""
+        return _Part(ShardCount(first_path=first_path, is_walked=self.count.is_walked))
 
     def add(self, listed: ListedSet) -> None:
         """Count what stays."""

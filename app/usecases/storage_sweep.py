@@ -16,7 +16,7 @@ from app.settings import Settings
 from app.store import runs, sweep_ledger
 from app.store.postgres import Database
 from app.store.session_files import SessionFilesKey, SessionFileStorageProtocol
-from app.store.session_sweep import SessionSweep, SweepReport
+from app.store.session_sweep import Reach, SessionSweep, SweepReport
 from app.store.sweep_ledger import SESSION_FILES, Shard
 
 LOCK = "sweep:session-files"
@@ -113,19 +113,15 @@ def _open_sweep(
 async def _sweep_shards(db: Database, sweep: SessionSweep, max_seconds: float) -> None:
     end = monotonic() + max_seconds
     await sweep.begin()
-    shards = await sweep_ledger.list_shards(db)
-    walked = _choose_walked(shards)
-    # What the last sweep did not reach comes first.
-    for shard in sorted(shards, key=lambda shard: shard.swept_at or NEVER):
+    for reach in _plan(await sweep_ledger.list_shards(db)):
         if monotonic() > end:
             sweep.report.is_complete = False
             return
-        walk_blobs = shard.first_path in walked
-        parts = sweep.sweep(shard.first_path, shard.end_path, walk_blobs=walk_blobs)
+        parts = sweep.sweep(reach)
         async with aclosing(parts):
             async for count in parts:
                 await sweep_ledger.save_shard(db, count)
-                if count.end_path != shard.end_path and monotonic() > end:
+                if count.end_path != reach.end_path and monotonic() > end:
                     sweep.report.is_complete = False
                     return
     await sweep_ledger.merge_shards(db)
@@ -136,10 +132,25 @@ def _name_error(error: Exception) -> str:
     return error.code if isinstance(error, AppError) else type(error).__name__
 
 
-def _choose_walked(shards: Sequence[Shard]) -> set[str]:
-    """Choose the shards whose blobs are to be walked: those that waited longest for it."""
-    by_age = sorted(shards, key=lambda shard: shard.walked_at or NEVER)
-    return {shard.first_path for shard in by_age[: ceil(len(shards) / WALKS_OF_A_DAY)]}
+def _plan(shards: Sequence[Shard]) -> list[Reach]:
+    """Say in which order to sweep: what the last sweep did not reach comes first.
+
+    Neighbours are listed in one go, since each beginning costs a request. The blobs are walked of
+    those shards that waited longest for it.
+    """
+    waiting = sorted(shards, key=lambda shard: shard.walked_at or NEVER)
+    walked = {shard.first_path for shard in waiting[: ceil(len(shards) / WALKS_OF_A_DAY)]}
+    plan: list[Reach] = []
+    for shard in sorted(shards, key=lambda shard: shard.swept_at or NEVER):
+        walk_blobs = shard.first_path in walked
+        last = plan[-1] if plan else None
+        if last and last.end_path == shard.first_path and last.walk_blobs == walk_blobs:
+            cuts = (*last.cuts, shard.first_path)
+            plan[-1] = msgspec.structs.replace(last, end_path=shard.end_path, cuts=cuts)
+        else:
+            first, end = shard.first_path, shard.end_path
+            plan.append(Reach(first_path=first, end_path=end, walk_blobs=walk_blobs))
+    return plan
 
 
 @asynccontextmanager
