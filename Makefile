@@ -13,7 +13,7 @@ dev: $(VENV)/.synced ## the whole service on this machine
 
 test: $(VENV)/.synced ## all tests; those that need Docker or Ceph say so when they are skipped
 	@infra/build-runner-image.sh --if-possible
-	$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.synced ## style, types and import contracts
 	$(BIN)/ruff check .

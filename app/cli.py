@@ -4,11 +4,12 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import uvicorn
@@ -31,6 +32,8 @@ from app.usecases.retention import RetentionReport, apply_retention
 from app.usecases.seed import seed_catalogue
 from app.usecases.storage_sweep import clean_up_expired, survey_session_files
 from app.wiring import Services, open_services
+
+T = TypeVar("T")
 
 EXIT_TRY_LATER = 75  # EX_TEMPFAIL of sysexits.h
 
@@ -221,7 +224,7 @@ def _sweep(
             with show_sweep((await sweep_ledger.get_status(db)).sets) as tell:
                 return await work(db, storage, settings, on_progress=tell)
 
-    return _print_swept(asyncio.run(sweep()), args)
+    return _print_swept(_run_to_stop(sweep()), args)
 
 
 def _apply_retention(args: argparse.Namespace, settings: Settings) -> int:
@@ -232,7 +235,13 @@ def _apply_retention(args: argparse.Namespace, settings: Settings) -> int:
                 services.db, services.paced_artifacts, settings, now, dry_run=args.dry_run
             )
 
-    return _print_swept(asyncio.run(apply()), args)
+    return _print_swept(_run_to_stop(apply()), args)
+
+
+def _run_to_stop(work: Coroutine[Any, Any, T]) -> T:
+    """Run what can be interrupted at any point, also by SIGTERM: it ends as by Ctrl-C."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    return asyncio.run(work)
 
 
 def _print_swept(report: msgspec.Struct | None, args: argparse.Namespace) -> int:
