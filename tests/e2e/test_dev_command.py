@@ -75,7 +75,7 @@ def log_in(described: dict[str, Any], role: str, node: int = 0) -> Iterator[http
 
 def test_two_at_once_describe_themselves_and_stop_whole(stacks_dir: Path) -> None:
     with (
-        dev(stacks_dir / "one", "--api-nodes", "2", "--workers", "2") as (first, first_file),
+        dev(stacks_dir / "one", "--api-nodes", "2") as (first, first_file),
         dev(stacks_dir / "two") as (second, second_file),
     ):
         one, two = wait_until_ready(first, first_file), wait_until_ready(second, second_file)
@@ -91,6 +91,8 @@ def test_two_at_once_describe_themselves_and_stop_whole(stacks_dir: Path) -> Non
                     assert client.get("/tools").json()["items"]
         pids = one["api_pids"] + one["worker_pids"] + two["api_pids"] + two["worker_pids"]
         assert all(is_running(pid) for pid in pids)
+        check_that_data_has_one_owner(stacks_dir / "one")
+        assert first.poll() is None
         first.send_signal(signal.SIGTERM)
         second.send_signal(signal.SIGTERM)
         assert first.wait(STOP_SECONDS) == 0
@@ -99,21 +101,19 @@ def test_two_at_once_describe_themselves_and_stop_whole(stacks_dir: Path) -> Non
         assert not first_file.exists()
 
 
-def test_one_data_directory_has_one_owner(stacks_dir: Path) -> None:
-    with dev(stacks_dir / "owned") as (first, ready_file):
-        wait_until_ready(first, ready_file)
-        second = subprocess.run(
-            [
-                *(sys.executable, "-m", "app.cli", "dev", "--port", "0"),
-                *("--data-dir", str(stacks_dir / "owned")),
-            ],
-            capture_output=True,
-            timeout=START_SECONDS,
-            check=False,
-        )
-        assert second.returncode == 1
-        assert b"another stack is running" in second.stderr
-        assert first.poll() is None
+def check_that_data_has_one_owner(data_dir: Path) -> None:
+    """Start another stack where one is running: it is refused, with words that say so."""
+    second = subprocess.run(
+        [
+            *(sys.executable, "-m", "app.cli", "dev", "--port", "0"),
+            *("--data-dir", str(data_dir)),
+        ],
+        capture_output=True,
+        timeout=START_SECONDS,
+        check=False,
+    )
+    assert second.returncode == 1
+    assert b"another stack is running" in second.stderr
 
 
 def test_data_is_kept_between_starts_even_after_a_kill(stacks_dir: Path) -> None:

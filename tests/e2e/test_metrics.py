@@ -1,10 +1,7 @@
 """What operators see of storage: /metrics as Prometheus reads it, and /admin/storage."""
 
 import asyncio
-import os
 import re
-import subprocess
-import sys
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +15,8 @@ from steps import Way, log_in
 
 from app.settings import load_settings
 from app.store.objects import open_object_store
+from app.usecases.storage_sweep import clean_up_expired
+from app.wiring import open_services
 
 MANIFESTS, BLOBS = "sessions/manifests/", "sessions/files/"
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -43,13 +42,11 @@ def read(samples: Samples, name: str, **labels: str) -> float:
 
 
 def sweep(service: Service) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "app.cli", "cleanup_expired_session_files"],
-        env=os.environ | service.running.environment,
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
+    async def run() -> None:
+        async with open_services(load_settings(service.running.environment)) as services:
+            await clean_up_expired(services.db, services.session_files, services.settings)
+
+    asyncio.run(run())
 
 
 def look_into_bucket(service: Service) -> dict[str, Any]:

@@ -164,7 +164,7 @@ def assert_nothing_left(kind: str, dead: list[Process], alive: list[Process], te
 # --- SIGKILL ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "number"), make_cases(1, 1), indirect=["kind"], scope="module")
+@pytest.mark.parametrize(("kind", "number"), make_cases(1, 0), indirect=["kind"], scope="module")
 def test_runs_of_a_worker_killed_at_any_stage_end_once(
     stack: Cluster,
     client: Client,

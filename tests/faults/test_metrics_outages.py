@@ -51,7 +51,7 @@ def test_metrics_are_told_while_postgresql_is_away(cluster: Cluster, node: Proce
     eventually(lambda: scrape(node)["storage_status_up"] == 1)
 
 
-@pytest.mark.parametrize("how", ["down", "stalled"])
+@pytest.mark.parametrize("how", [pytest.param("down", marks=pytest.mark.soak), "stalled"])
 def test_metrics_are_told_while_s3_is_away(cluster: Cluster, node: Process, how: str) -> None:
     with getattr(cluster, how)("s3"):
         told = scrape(node)

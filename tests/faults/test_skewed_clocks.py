@@ -103,9 +103,9 @@ async def run_skewed(faketime: str, offset: str, place: Place, key: SessionFiles
     [
         ("embedded", "+3600s", True),
         ("embedded", "-3600s", True),
-        pytest.param("ceph", "+600s", True, marks=pytest.mark.ceph),
+        pytest.param("ceph", "+600s", True, marks=[pytest.mark.ceph, pytest.mark.soak]),
         pytest.param("ceph", "+3600s", False, marks=pytest.mark.ceph),
-        pytest.param("ceph", "-3600s", False, marks=pytest.mark.ceph),
+        pytest.param("ceph", "-3600s", False, marks=[pytest.mark.ceph, pytest.mark.soak]),
     ],
     indirect=["places"],
     scope="module",
