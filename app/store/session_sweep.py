@@ -37,7 +37,8 @@ OPEN_UPLOAD_AGE = timedelta(days=1)
 # The server's clock is read in whole seconds: a set may look a second older than it is.
 CLOCK_GRAIN = timedelta(seconds=1)
 SHARD_SETS = 5_000
-BATCH_SETS = 200
+# Under one fence, which an upload to one of them would wait for.
+BATCH_SETS = 100
 REPORTED_KEYS = 100
 
 # Which blobs unfinished runs of some sets still need; sets of which none is needed may be left out.

@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import secrets
 from datetime import datetime
+from functools import cache
 from uuid import UUID
 
 from argon2 import PasswordHasher
@@ -21,8 +22,6 @@ log = get_log(__name__)
 
 TOKEN_PREFIX = "skt_"  # noqa: S105 - lets secret scanners know one when they see it
 _hasher = PasswordHasher()  # argon2id with the library's current defaults (RFC 9106 low memory)
-# Verified when there is no such account, so that the answer takes as long as for one that exists.
-_DUMMY_HASH = _hasher.hash(secrets.token_urlsafe(16))
 
 
 async def hash_password(password: str) -> str:
@@ -47,7 +46,7 @@ async def log_in(
     for limit, subject in limits:
         await limit.check(subject)
     found = await users.find_login(db, username.strip().lower())
-    user, stored_hash = found or (None, _DUMMY_HASH)
+    user, stored_hash = found or (None, await asyncio.to_thread(_dummy_hash))
     matches = await asyncio.to_thread(_verify, stored_hash, password)
     if user is None or not matches or not user.is_active:
         log.info("login.refused", username=username[:100])
@@ -91,6 +90,12 @@ async def revoke_token(db: Database, user: User, token_id: UUID) -> None:
     """Raises NotFound for an id that is not one of the user's tokens."""
     if not await users.delete_token(db, user.id, token_id):
         raise NotFound
+
+
+@cache
+def _dummy_hash() -> str:
+    """Return what is verified where there is no such account: the answer takes as long as else."""
+    return _hasher.hash(secrets.token_urlsafe(16))
 
 
 def _verify(stored_hash: str, password: str) -> bool:

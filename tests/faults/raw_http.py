@@ -45,6 +45,8 @@ class RawUpload:
         self.sent_bytes = 0
         self._received = b""
         self._socket = socket.create_connection((host.hostname or "", host.port or 80), timeout=60)
+        # What is sent has left us: on a busy machine this kernel would keep megabytes of it.
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
         size = "Transfer-Encoding: chunked" if length is None else f"Content-Length: {length}"
         head = (
             f"POST /api/v1{path} HTTP/1.1\r\nHost: {host.netloc}\r\n"

@@ -19,7 +19,7 @@ from service import Client
 from test_turn_races import at_once
 from traces import add_program, find_strays, find_traces
 
-rounds = pytest.mark.parametrize("rounds", [5, pytest.param(50, marks=pytest.mark.soak)])
+rounds = pytest.mark.parametrize("rounds", [pytest.param(50, marks=pytest.mark.soak)])
 FILES = [("a.txt", b"a" * 1000), ("b.txt", b"b")]
 
 

@@ -240,7 +240,7 @@ def test_run_outlives_restarts_of_postgresql(
 @pytest.mark.parametrize(
     ("how", "seconds"),
     [
-        ("down", 8),
+        ("down", 5),
         pytest.param("down", 20, marks=pytest.mark.soak),
         pytest.param("stalled", 20, marks=pytest.mark.soak),
     ],
