@@ -179,11 +179,18 @@ class Engine:
         return bool(state.get("OOMKilled"))
 
     async def measure(self, name: str) -> int:
-        """Return the bytes of memory that a container takes now."""
+        """Return the bytes of memory that a container takes now, and could not give back.
+
+        Pages of files are left out: the first container to read the image's libraries from the disk
+        has them on its account, and the kernel takes them back when it needs them.
+        """
         stats = await self._ask(
             lambda: self._asked.stats(name, decode=False, stream=False, one_shot=True)
         )
-        return int(stats["memory_stats"].get("usage", 0))
+        memory = stats["memory_stats"]
+        pages = memory.get("stats", {})
+        files = pages.get("active_file", 0) + pages.get("inactive_file", 0)
+        return max(0, int(memory.get("usage", 0)) - int(files))
 
     async def remove_left_over(self) -> int:
         """Remove what dead workers left behind: how much it was.
