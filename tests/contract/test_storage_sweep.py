@@ -9,6 +9,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from databases import make_database
 from s3_servers import Node, Nodes
 from session_sets import contents, new_key, store
 
@@ -37,15 +38,9 @@ EMPTY = "TRUNCATE sweep_shards, sweep_status, users, tools CASCADE"
 @pytest.fixture(scope="module")
 async def database_url(devstack: DevStack) -> AsyncIterator[str]:
     """A database of the module's own."""
-    name = f"sweeps_{uuid.uuid4().hex[:8]}"
-    server = await asyncpg.connect(devstack.database_url)
-    await server.execute(f"CREATE DATABASE {name}")
-    base, _, query = devstack.database_url.partition("?")
-    url = f"{base.rpartition('/')[0]}/{name}" + (f"?{query}" if query else "")
-    await asyncio.to_thread(migrate, url)
-    yield url
-    await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    await server.close()
+    async with make_database(devstack) as url:
+        await asyncio.to_thread(migrate, url)
+        yield url
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from typing import Any
 
 import asyncpg
 import pytest
+from databases import make_database
 
 from app.devstack import DevStack
 from app.store.migrate import downgrade, migrate
@@ -40,18 +41,6 @@ async def database_url(devstack: DevStack) -> AsyncIterator[str]:
     """A database of the module's own."""
     async with make_database(devstack) as url:
         yield url
-
-
-@asynccontextmanager
-async def make_database(devstack: DevStack) -> AsyncIterator[str]:
-    """Make an empty database, dropped at the end."""
-    name = f"migrations_{uuid.uuid4().hex[:8]}"
-    server = await asyncpg.connect(devstack.database_url)
-    await server.execute(f"CREATE DATABASE {name}")
-    base, _, query = devstack.database_url.partition("?")
-    yield f"{base.rpartition('/')[0]}/{name}" + (f"?{query}" if query else "")
-    await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    await server.close()
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime, parsedate_to_datetime
@@ -13,6 +12,7 @@ from uuid import UUID
 import asyncpg
 import msgspec
 import pytest
+from databases import make_database
 
 from app.devstack import DevStack
 from app.domain.ids import new_uuid7
@@ -139,24 +139,10 @@ class Keeper:
         return msgspec.structs.replace(report, duration_seconds=0.0)
 
 
-@asynccontextmanager
-async def make_database(devstack: DevStack) -> AsyncIterator[str]:
-    name = f"retention_{uuid.uuid4().hex[:8]}"
-    server = await asyncpg.connect(devstack.database_url)
-    await server.execute(f"CREATE DATABASE {name}")
-    base, _, query = devstack.database_url.partition("?")
-    url = f"{base.rpartition('/')[0]}/{name}" + (f"?{query}" if query else "")
-    await asyncio.to_thread(migrate, url)
-    try:
-        yield url
-    finally:
-        await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        await server.close()
-
-
 @pytest.fixture(scope="module")
 async def adapters(devstack: DevStack) -> AsyncIterator[tuple[Any, Database, AgingStore, Settings]]:
     async with make_database(devstack) as url:
+        await asyncio.to_thread(migrate, url)
         environment = devstack.environment() | {
             "DATABASE_URL": url,
             "S3_BUCKET": f"retention-{uuid.uuid4().hex[:8]}",
