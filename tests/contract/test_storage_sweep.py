@@ -18,7 +18,6 @@ from app.domain.users import User
 from app.errors import Unavailable
 from app.settings import Settings
 from app.store import session_sweep, sweep_ledger, users
-from app.store.migrate import migrate
 from app.store.postgres import Database, open_database
 from app.store.session_files import SessionFilesKey
 from app.store.session_sweep import SweepReport
@@ -39,7 +38,6 @@ EMPTY = "TRUNCATE sweep_shards, sweep_status, users, tools CASCADE"
 async def database_url(devstack: DevStack) -> AsyncIterator[str]:
     """A database of the module's own."""
     async with make_database(devstack) as url:
-        await asyncio.to_thread(migrate, url)
         yield url
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 import pytest
-from test_retention import make_database
+from databases import make_database
 
 from app.devstack import DevStack
 from app.domain.ids import new_uuid7

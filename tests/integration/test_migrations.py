@@ -12,7 +12,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from databases import make_database
+from databases import make_empty_database
 
 from app.devstack import DevStack
 from app.store.migrate import downgrade, migrate
@@ -39,7 +39,7 @@ ORDER BY 1, 2, 3, 4
 @pytest.fixture(scope="module")
 async def database_url(devstack: DevStack) -> AsyncIterator[str]:
     """A database of the module's own."""
-    async with make_database(devstack) as url:
+    async with make_empty_database(devstack) as url:
         yield url
 
 
@@ -79,14 +79,9 @@ async def test_up_down_up_ends_where_it_began(database_url: str) -> None:
 
 
 async def test_two_nodes_that_migrate_at_once_take_turns(devstack: DevStack) -> None:
-    name = f"turns_{uuid.uuid4().hex[:8]}"
-    server = await asyncpg.connect(devstack.database_url)
-    await server.execute(f"CREATE DATABASE {name}")
-    base, _, query = devstack.database_url.partition("?")
-    url = f"{base.rpartition('/')[0]}/{name}" + (f"?{query}" if query else "")
     command = [sys.executable, "-m", "app.cli", "migrate"]
-    environment = os.environ | {"DATABASE_URL": url}
-    try:
+    async with make_empty_database(devstack) as url:
+        environment = os.environ | {"DATABASE_URL": url}
         nodes = [
             await asyncio.create_subprocess_exec(*command, env=environment, stderr=PIPE)
             for _ in range(2)
@@ -94,15 +89,12 @@ async def test_two_nodes_that_migrate_at_once_take_turns(devstack: DevStack) -> 
         errors = [(await node.communicate())[1] for node in nodes]
         assert [node.returncode for node in nodes] == [0, 0], errors
         assert await describe(url)
-    finally:
-        await server.execute(f"DROP DATABASE {name} WITH (FORCE)")
-        await server.close()
 
 
 async def test_the_schema_before_curated_apps_comes_back_with_everything_else_kept(
     devstack: DevStack,
 ) -> None:
-    async with make_database(devstack) as url:
+    async with make_empty_database(devstack) as url:
         await check_downgrade_from_curated_apps(url)
 
 
@@ -120,7 +112,7 @@ async def check_downgrade_from_curated_apps(url: str) -> None:
 async def test_the_schema_before_deletions_comes_back_without_what_is_half_deleted(
     devstack: DevStack,
 ) -> None:
-    async with make_database(devstack) as url:
+    async with make_empty_database(devstack) as url:
         await check_downgrade_from_deletions(url)
 
 

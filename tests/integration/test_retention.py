@@ -20,7 +20,6 @@ from app.errors import Unavailable
 from app.settings import Settings, load_settings
 from app.store import run_purge
 from app.store.artifacts import ArtifactStore, artifact_key
-from app.store.migrate import migrate
 from app.store.objects import ObjectStore, open_object_store
 from app.store.postgres import Database, open_database
 from app.usecases import retention
@@ -142,7 +141,6 @@ class Keeper:
 @pytest.fixture(scope="module")
 async def adapters(devstack: DevStack) -> AsyncIterator[tuple[Any, Database, AgingStore, Settings]]:
     async with make_database(devstack) as url:
-        await asyncio.to_thread(migrate, url)
         environment = devstack.environment() | {
             "DATABASE_URL": url,
             "S3_BUCKET": f"retention-{uuid.uuid4().hex[:8]}",
