@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo dev test check bench runner-image clean
+.PHONY: demo dev test soak check bench runner-image clean
 
 demo: $(VENV)/.synced ## the main job end to end, with embedded servers
 	$(BIN)/skriptoteket demo
@@ -11,14 +11,20 @@ demo: $(VENV)/.synced ## the main job end to end, with embedded servers
 dev: $(VENV)/.synced ## the whole service on this machine
 	$(BIN)/skriptoteket dev $(ARGS)
 
-test: $(VENV)/.synced ## all tests; those that need Docker or Ceph say so when they are skipped
+test: $(VENV)/.synced ## all but the long rounds; what needs Docker or Ceph says so when it is skipped
 	@infra/build-runner-image.sh --if-possible
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+soak: $(VENV)/.synced ## the long rounds: minutes each
+	@infra/build-runner-image.sh --if-possible
+	$(BIN)/pytest -m soak -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/.synced ## style, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy infra/runner/*.py infra/runner_sbom.py
+	@for tool in infra/tools/*/tool.py; do $(BIN)/mypy --no-error-summary $$tool || exit 1; done
 	$(BIN)/lint-imports --no-cache
 
 bench: $(VENV)/.synced ## benchmarks: ratios against a baseline measured in the same run

@@ -17,6 +17,7 @@ A tool in full::
 import json
 import os
 import select
+import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -27,6 +28,7 @@ __all__ = [
     "ToolUserError",
     "action",
     "boolean_field",
+    "decode_text",
     "enum_field",
     "get_action_parts",
     "html",
@@ -45,6 +47,7 @@ __all__ = [
     "table",
     "text_field",
     "vega_lite",
+    "weigh_workbook",
 ]
 
 JsonObject = dict[str, object]
@@ -91,6 +94,35 @@ def list_input_files() -> list[InputFile]:
     except OSError:
         return []
     return [InputFile(path.name, path, path.stat().st_size) for path in paths if path.is_file()]
+
+
+def decode_text(data: bytes) -> str:
+    """Decode a text file by its byte order mark, else as UTF-8, else as Windows-1252.
+
+    UTF-16 without a mark is known by its NULs. Never raises: what does not fit reads as U+FFFD.
+    """
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):  # as Excel's "Unicode-text" begins
+        return data.decode("utf-16", "replace")
+    if data[1:8:2].count(0) > 2:
+        return data.decode("utf-16-le", "replace")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", "replace")
+
+
+def weigh_workbook(path: Path) -> int:
+    """Return how many bytes an .xlsx file takes to read, roughly: look before openpyxl unpacks it.
+
+    A byte of styles becomes a hundred in memory, ten times what others do. What an archive claims
+    of its sizes is also all that is read of it later.
+
+    Raises:
+        zipfile.BadZipFile: it is no archive.
+    """
+    with zipfile.ZipFile(path) as archive:
+        sizes = {info.filename: info.file_size for info in archive.infolist()}
+    return sum(sizes.values()) + 9 * sizes.get("xl/styles.xml", 0)
 
 
 def read_action() -> JsonObject | None:

@@ -3,11 +3,11 @@
 import hashlib
 import json
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
+from racing import at_once
 from service import Client, Service
 from steps import START_OVER, Way, action_ids, list_blobs, log_in, publish
 from tiny_tools import DO_FIELD, FILE_FIELD, QUIET, REPORTER, report
@@ -194,12 +194,11 @@ def test_of_two_steps_at_once_one_is_queued_and_the_other_told_the_revision(way:
     begin(way)
     revision = way.session()["state_rev"]
 
-    def step(_: int) -> httpx.Response:
+    def step() -> httpx.Response:
         turn = {"input": {"do": "sleep 0.5"}, "expected_state_rev": revision}
         return way.send_action(wait=None, **turn)
 
-    with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(step, range(4)))
+    answers = at_once([step] * 4)
     won = [answer for answer in answers if answer.status_code == 202]
     lost = [answer for answer in answers if answer.status_code == 409]
     assert (len(won), len(lost)) == (1, 3)

@@ -15,8 +15,8 @@ import httpx
 import pytest
 from cluster import Cluster, Process, eventually, paused
 from fault_tools import IDLE, STEP, STEP_SCHEMA
+from racing import at_once
 from service import Client
-from test_turn_races import at_once
 from traces import add_program, find_strays, find_traces
 
 rounds = pytest.mark.parametrize("rounds", [pytest.param(50, marks=pytest.mark.soak)])

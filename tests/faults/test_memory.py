@@ -1,12 +1,12 @@
 """A node streams: what it holds does not grow with what is uploaded."""
 
-import threading
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 from cluster import Cluster, Process
 from fault_tools import FILE_FIELD, IDLE
+from racing import at_once
 from raw_http import RawUpload, form
 
 SLUG = "idle_memory"
@@ -27,14 +27,8 @@ def test_ten_uploads_of_50_megabytes_at_once_need_little_memory(
         assert upload(cluster, node, "warm-up") == 202
         before = memory_bytes(node, "VmRSS")
         Path(f"/proc/{node.pid}/clear_refs").write_text("5")  # proc(5): the peak starts anew
-        begin = threading.Barrier(UPLOADS)
-
-        def upload_with_the_others(number: int) -> int:
-            begin.wait()
-            return upload(cluster, node, f"memory-{number}")
-
-        with ThreadPoolExecutor(UPLOADS) as pool:
-            statuses = list(pool.map(upload_with_the_others, range(UPLOADS)))
+        contexts = [f"memory-{number}" for number in range(UPLOADS)]
+        statuses = at_once([partial(upload, cluster, node, context) for context in contexts])
         rise = memory_bytes(node, "VmHWM") - before
     assert statuses == [202] * UPLOADS
     print(f"resident memory rose by {rise / 1e6:.0f} MB at most")

@@ -1,17 +1,16 @@
 """Races for one session over two nodes: every turn has one winner, every run its own files."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import ExitStack
 from hashlib import sha256
-from threading import Barrier
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
 import pytest
 from cluster import Cluster, Process
 from fault_tools import CHAIN, CHAIN_SCHEMA, TELL, TELL_SCHEMA, seen_by
+from racing import at_once
 from service import Client
 
 SLUG = "tell_races"
@@ -19,8 +18,6 @@ MIXED_ROUNDS = 200
 CHAIN_SLUG = "chain_races"
 ROUNDS = 4
 WRITERS = 8
-
-T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
@@ -34,18 +31,6 @@ def clients(cluster: Cluster, nodes: list[Process], tool_id: str) -> Iterator[li
     with ExitStack() as stack:
         nodes_in_turn = [nodes[number % 2] for number in range(WRITERS)]
         yield [stack.enter_context(cluster.client(node)) for node in nodes_in_turn]
-
-
-def at_once(calls: Sequence[Callable[[], T]]) -> list[T]:
-    """Make calls at the same moment, each in a thread of its own."""
-    begin = Barrier(len(calls))
-
-    def wait_and_call(call: Callable[[], T]) -> T:
-        begin.wait()
-        return call()
-
-    with ThreadPoolExecutor(len(calls)) as pool:
-        return list(pool.map(wait_and_call, calls))
 
 
 def session_of(client: Client, context: str, slug: str = SLUG) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -187,6 +188,34 @@ def test_actions_have_the_shapes_of_the_contract() -> None:
     assert fields[5]["options"] == [{"value": "1", "label": "Ett"}]
     assert fields[6]["options"] == [{"value": "x", "label": "x"}, {"value": "y", "label": "Y"}]
     assert "prefill" not in toolkit.action("a", "A")
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252", "utf-16-be with a mark"]
+)
+def test_text_is_read_whatever_a_teacher_s_program_wrote(encoding: str) -> None:
+    text = "Namn;Poäng\nÅsa Öberg;7"
+    if encoding == "utf-16-be with a mark":
+        data = b"\xfe\xff" + text.encode("utf-16-be")
+    else:
+        data = text.encode(encoding)
+    assert toolkit.decode_text(data) == text
+
+
+@pytest.mark.parametrize("data", [b"", b"\0", b"\xff", b"\xff\xfea", b"\x81\x8d", b"a\0b\0c"])
+def test_bytes_of_any_kind_are_read_as_some_text(data: bytes) -> None:
+    assert isinstance(toolkit.decode_text(data), str)
+
+
+def test_styles_weigh_ten_times_their_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "bok.xlsx"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("xl/workbook.xml", bytes(1_000))
+        archive.writestr("xl/styles.xml", bytes(500))
+    assert toolkit.weigh_workbook(path) == 1_000 + 10 * 500
+    path.write_bytes(b"PK")
+    with pytest.raises(zipfile.BadZipFile):
+        toolkit.weigh_workbook(path)
 
 
 def test_the_message_of_a_user_error_is_its_text() -> None:

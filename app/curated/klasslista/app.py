@@ -19,7 +19,6 @@ import re
 import secrets
 import unicodedata
 import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ from skriptoteket_toolkit import (
     ToolUserError,
     action,
     boolean_field,
+    decode_text,
     enum_field,
     get_action_parts,
     integer_field,
@@ -43,6 +43,7 @@ from skriptoteket_toolkit import (
     output_path,
     table,
     text_field,
+    weigh_workbook,
 )
 
 JsonObject = dict[str, object]
@@ -247,16 +248,6 @@ def read_csv(name: str, data: bytes) -> Grid:
     return grids[scores.index(max(scores))]
 
 
-def decode_text(data: bytes) -> str:
-    """Decode by the byte order mark, else as UTF-8 if it is that, else as Windows-1252."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):  # Excel's ”Unicode-text”
-        return data.decode("utf-16", "replace")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("cp1252", "replace")
-
-
 def split_text(name: str, text: str, delimiter: str) -> Grid:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     try:
@@ -287,9 +278,7 @@ def read_xlsx(file: InputFile) -> tuple[Grid, list[str]]:
         "som ”Excel-arbetsbok (.xlsx)”, eller som CSV."
     )
     try:
-        with zipfile.ZipFile(file.path) as archive:
-            unpacked_bytes = sum(info.file_size for info in archive.infolist())
-        if unpacked_bytes > UNPACKED_MAX_BYTES:
+        if weigh_workbook(file.path) > UNPACKED_MAX_BYTES:
             raise ToolUserError(f"{file.name} är för stor för en klasslista.")
         sheets = read_sheets(file.path)
     except ToolUserError:

@@ -19,6 +19,7 @@ from markdown_it.token import Token
 from skriptoteket_toolkit import (
     InputFile,
     ToolUserError,
+    decode_text,
     html,
     list_input_files,
     notice,
@@ -158,10 +159,7 @@ def read_style(file: InputFile) -> str:
             f"{file.name} är för stor ({file.bytes // 1000} kB): högst "
             f"{STYLE_MAX_BYTES // 1000} kB går bra."
         )
-    try:
-        text = data.decode("utf-16" if data[:2] in {b"\xff\xfe", b"\xfe\xff"} else "utf-8-sig")
-    except UnicodeDecodeError:
-        text = data.decode("windows-1252", "replace")
+    text = decode_text(data)
     if "\0" in text:
         raise ToolUserError(f"{file.name} går inte att läsa som text.")
     return text

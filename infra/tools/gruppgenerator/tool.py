@@ -15,7 +15,6 @@ import re
 import secrets
 import unicodedata
 import warnings
-import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -27,6 +26,7 @@ from skriptoteket_toolkit import (
     InputFile,
     ToolUserError,
     action,
+    decode_text,
     enum_field,
     get_action_parts,
     integer_field,
@@ -37,6 +37,7 @@ from skriptoteket_toolkit import (
     string_field,
     table,
     text_field,
+    weigh_workbook,
 )
 
 JsonObject = dict[str, object]
@@ -190,7 +191,7 @@ def read_text(name: str, data: bytes) -> Grid:
             f"{name} är skyddad med lösenord eller i det äldre Excel-formatet (.xls). Öppna den i "
             "Excel, välj Spara som och ”Excel-arbetsbok (.xlsx)”, utan lösenord."
         )
-    text = decode(data)
+    text = decode_text(data)
     if data.lstrip().startswith(NO_TABLE) or "\0" in text:
         raise ToolUserError(f"{name} är ingen tabell. Spara klasslistan som .xlsx eller .csv.")
     hint = re.match(r"sep=(.)\r?\n", text)  # Excel's own way to name the delimiter
@@ -210,27 +211,10 @@ def read_text(name: str, data: bytes) -> Grid:
     return max(ways, key=lambda way: way[:2])[2]
 
 
-def decode(data: bytes) -> str:
-    """Decode by the byte order mark, else as UTF-8 if it is that, else as Windows-1252."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return data.decode("utf-16", "replace")
-    if data[1:8:2].count(0) > 2:
-        return data.decode("utf-16-le", "replace")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("cp1252", "replace")
-
-
 def read_workbook(file: InputFile, remarks: list[str]) -> Grid:
     """Read the first visible sheet with a roster's headers, else the first that is not empty."""
     try:
-        # Before openpyxl unpacks anything. What an archive claims is also all that zipfile reads.
-        # A byte of styles becomes a hundred of memory, ten times what others do.
-        with zipfile.ZipFile(file.path) as archive:
-            sizes = {info.filename: info.file_size for info in archive.infolist()}
-        unpacked_bytes = sum(sizes.values()) + 9 * sizes.get("xl/styles.xml", 0)
-        is_small = unpacked_bytes <= UNPACKED_MAX_BYTES
+        is_small = weigh_workbook(file.path) <= UNPACKED_MAX_BYTES
         sheets = read_sheets(file) if is_small else {}
     except Exception:
         # A damaged workbook, or a zip file that is none, fails anywhere in zip, XML or openpyxl.

@@ -11,7 +11,6 @@ import math
 import re
 import unicodedata
 import warnings
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from skriptoteket_toolkit import (
     InputFile,
     ToolUserError,
     action,
+    decode_text,
     enum_field,
     get_action_parts,
     integer_field,
@@ -35,6 +35,7 @@ from skriptoteket_toolkit import (
     string_field,
     table,
     vega_lite,
+    weigh_workbook,
 )
 
 # Long lists of words read best as words.
@@ -232,7 +233,7 @@ def read_text(name: str, data: bytes, remarks: list[str]) -> Grid:
             f"{name} är skyddad med lösenord eller i det äldre Excel-formatet (.xls). Öppna den i "
             "Excel, välj Spara som och ”Excel-arbetsbok (.xlsx)”, utan lösenord."
         )
-    text = decode(data)
+    text = decode_text(data)
     if data.lstrip().startswith(NO_TABLE) or "\0" in text:
         raise ToolUserError(f"{name} är ingen tabell. Spara den som .xlsx eller .csv.")
     if not re.search(r"[^;,|\s\"]", text):
@@ -266,26 +267,10 @@ def rate_head(mark: str, rows: Iterable[list[str]]) -> float:
     return evenness if is_sure else evenness / 3
 
 
-def decode(data: bytes) -> str:
-    """Decode by the byte order mark, else as UTF-8 if it is that, else as Windows-1252."""
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return data.decode("utf-16", "replace")
-    if data[1:8:2].count(0) > 2:
-        return data.decode("utf-16-le", "replace")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("cp1252", "replace")
-
-
 def read_workbook(file: InputFile, wanted: str, remarks: list[str]) -> tuple[str, list[str], Grid]:
     """Read the wanted sheet, else the first that is not empty: its title, all titles, its rows."""
     try:
-        # Before openpyxl unpacks anything. What an archive claims is also all that zipfile reads.
-        # A byte of styles becomes a hundred of memory, ten times what others do.
-        with zipfile.ZipFile(file.path) as archive:
-            sizes = {info.filename: info.file_size for info in archive.infolist()}
-        if sum(sizes.values()) + 9 * sizes.get("xl/styles.xml", 0) > UNPACKED_MAX_BYTES:
+        if weigh_workbook(file.path) > UNPACKED_MAX_BYTES:
             raise ToolUserError(
                 f"{file.name} är för stor när den packas upp. Spara bladet som ”CSV UTF-8 (.csv)”."
             )
