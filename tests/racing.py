@@ -1,9 +1,11 @@
-"""Calls that begin at the same moment."""
+"""Races: calls that begin at the same moment, and how often."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import TypeVar
+
+import pytest
 
 T = TypeVar("T")
 
@@ -18,3 +20,8 @@ def at_once(calls: Sequence[Callable[[], T]]) -> list[T]:
 
     with ThreadPoolExecutor(len(calls)) as pool:
         return list(pool.map(wait_and_call, calls))
+
+
+def rounds(few: int, many: int) -> pytest.MarkDecorator:
+    """Give a test `rounds`: few in the default run, and many in `make soak`."""
+    return pytest.mark.parametrize("rounds", [few, pytest.param(many, marks=pytest.mark.soak)])

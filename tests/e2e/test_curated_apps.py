@@ -10,6 +10,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 from openpyxl import load_workbook
+from script_bank import get_app
 from service import Client, Service
 from steps import START_OVER, Way, action_ids
 
@@ -43,10 +44,6 @@ def run_tool(input_dir, output_dir):
 
 def open_app(client: Client, app: CuratedApp) -> Way:
     return Way(client, str(app.tool_id), "", app.slug, is_sandbox=False)
-
-
-def get_app(app_id: str) -> CuratedApp:
-    return next(app for app in load_curated_apps() if app.app_id == app_id)
 
 
 def query(service: Service, sql: str, *args: Any) -> list[dict[str, Any]]:

@@ -1,7 +1,7 @@
 """css_mall: the standard style unless the user's own holds, and no style loads or breaks out."""
 
 import io
-import os
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,24 +14,16 @@ from script_bank import (
     Result,
     Session,
     check_catalogue_entry,
+    expects_pango,
+    get_script,
     load_tool,
     read_sample,
-    read_sample_inputs,
 )
 from skriptoteket_toolkit import ToolUserError
 
 tool = load_tool("css_mall")
-
-
-def _find_pango() -> bool:
-    try:
-        import weasyprint  # noqa: F401
-    except (ImportError, OSError):
-        return os.environ.get("SKRIPTOTEKET_REQUIRE_WEASYPRINT") == "1"
-    return True
-
-
-needs_pango = pytest.mark.skipif(not _find_pango(), reason="WeasyPrint's Pango is not installed")
+SAMPLE_INPUTS = json.loads((get_script("css_mall").parent / "sample/inputs.json").read_bytes())
+needs_pango = pytest.mark.skipif(not expects_pango(), reason="WeasyPrint's Pango is not installed")
 
 
 @pytest.fixture
@@ -89,7 +81,7 @@ def test_it_can_be_seeded_and_asks_for_at_most_one_style_sheet() -> None:
 
 @needs_pango
 def test_sample_becomes_a_page_and_a_pdf_in_the_school_s_style(pdf_session: Session) -> None:
-    result = pdf_session.start(read_sample("css_mall"), **read_sample_inputs("css_mall"))
+    result = pdf_session.start(read_sample("css_mall"), **SAMPLE_INPUTS)
     name = "Läsläxa Bröderna Lejonhjärta"
     assert list(result.files) == [f"{name}.html", f"{name}.pdf"]
     text = " ".join(pdf_of(result).pages[0].extract_text().split())
@@ -102,7 +94,7 @@ def test_sample_becomes_a_page_and_a_pdf_in_the_school_s_style(pdf_session: Sess
 
 @needs_pango
 def test_without_a_style_sheet_the_standard_one_is_used(pdf_session: Session) -> None:
-    result = pdf_session.start({}, **read_sample_inputs("css_mall"))
+    result = pdf_session.start({}, **SAMPLE_INPUTS)
     text = " ".join(pdf_of(result).pages[0].extract_text().split())
     assert text.endswith("1 (1)") or "1 (1)" in text
     assert "✎" not in text

@@ -2,7 +2,6 @@
 
 import codecs
 import csv
-import importlib.util
 import io
 import json
 import os
@@ -10,39 +9,23 @@ import random
 import subprocess
 import sys
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Iterable
 from itertools import combinations, pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import msgspec
+import openpyxl
 import pytest
+import script_bank
+from skriptoteket_toolkit import ToolUserError
+from workbooks import make_xlsx, make_zip, read_zip
 
-from app.domain.inputs import coerce_values
-from app.domain.normalizer import normalize
 from app.domain.policy import CURATED_POLICY
-from app.domain.tools import InputField, check_source, is_slug, parse_input_schema
+from app.domain.tools import is_slug
 
-ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "app" / "curated" / "klasslista"
-sys.path.append(str(ROOT / "infra" / "runner"))
-
-from skriptoteket_toolkit import ToolUserError  # noqa: E402
-
-
-def _load_app() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("curated_klasslista", FOLDER / "app.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-app = _load_app()
+app = script_bank.load_tool("klasslista")
+SAMPLE = script_bank.read_sample("klasslista")
 
 Rows = list[list[str]]
 ROSTER: Rows = [
@@ -63,97 +46,19 @@ def make_roster(count: int) -> str:
     return make_csv([["Namn"], *([f"Elev{number:03} Ek"] for number in range(1, count + 1))])
 
 
-def make_xlsx(sheets: dict[str, list[list[Any]]], hidden: str = "") -> bytes:
-    import openpyxl
-
-    book = openpyxl.Workbook()
-    book.remove(book.active)
-    for title, rows in sheets.items():
-        sheet = book.create_sheet(title)
-        for row in rows:
-            sheet.append(row)
-        if title == hidden:
-            sheet.sheet_state = "hidden"
-    out = io.BytesIO()
-    book.save(out)
-    return out.getvalue()
-
-
-class Session:
-    """A user's session, as the service keeps it.
-
-    Forms are filled with what was offered and checked against it, and every result goes through
-    the normalizer, which must have nothing to say.
-    """
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        self.env = monkeypatch
-        self.input_dir, self.output_dir = tmp_path / "input", tmp_path / "output"
-        for folder in (self.input_dir, self.output_dir):
-            folder.mkdir()
-        self.env.setenv("SKRIPTOTEKET_INPUT_DIR", str(self.input_dir))
-        self.env.setenv("SKRIPTOTEKET_OUTPUT_DIR", str(self.output_dir))
-        self.state: dict[str, Any] = {"version": 1, "seed": 7, "turn": 0, "names": []}
-        self.state |= {"divisions": [], "seatings": [], "drawn": [], "absent": []}
-        self.state |= {"absent_on": "", "form": {}}
-        self.payload: dict[str, Any] = {}
+class Session(script_bank.Session):
+    """A session with one roster at a time, and what its page says of pupils and groups."""
 
     def upload(self, content: str | bytes, name: str = "7a.csv") -> None:
-        for old in self.input_dir.iterdir():
-            old.unlink()
-        data = content.encode() if isinstance(content, str) else content
-        (self.input_dir / name).write_bytes(data)
-        self.start()
-
-    def start(self) -> None:
-        self.env.delenv("SKRIPTOTEKET_ACTION", raising=False)
-        self._run()
-
-    def act(self, action_id: str, **values: Any) -> None:
-        offer = self.offer(action_id)
-        fields = msgspec.convert(offer["fields"], list[InputField])
-        values, problems = coerce_values(fields, {**offer.get("prefill", {}), **values})
-        assert not problems
-        action = {"action_id": action_id, "input": values, "state": self.state}
-        self.env.setenv("SKRIPTOTEKET_ACTION", json.dumps(action))
-        self._run()
-
-    def _run(self) -> None:
-        manifest = [
-            {"name": path.name, "path": str(path), "bytes": path.stat().st_size}
-            for path in self.input_dir.iterdir()
-        ]
-        self.env.setenv("SKRIPTOTEKET_INPUT_MANIFEST", json.dumps({"files": manifest}))
-        answer = app.run_tool(str(self.input_dir), str(self.output_dir))
-        raw = {"contract_version": 2, "status": "succeeded", **answer}
-        result = normalize(json.loads(json.dumps(raw)), policy=CURATED_POLICY)
-        assert result.notices == ()
-        self.payload = result.ui_payload
-        if result.state is not None:
-            self.state = result.state
-
-    def offer(self, action_id: str) -> dict[str, Any]:
-        (offer,) = [a for a in self.payload["next_actions"] if a["action_id"] == action_id]
-        return dict(offer)
-
-    def field(self, action_id: str, name: str) -> dict[str, Any]:
-        (field,) = [f for f in self.offer(action_id)["fields"] if f["name"] == name]
-        return dict(field)
-
-    def outputs(self, kind: str) -> list[dict[str, Any]]:
-        return [output for output in self.payload["outputs"] if output["kind"] == kind]
-
-    @property
-    def notices(self) -> str:
-        return "\n".join(output["message"] for output in self.outputs("notice"))
+        self.start({name: content})
 
     @property
     def text(self) -> str:
-        return "\n".join(output["markdown"] for output in self.outputs("markdown"))
+        return "\n".join(output["markdown"] for output in self.result.outputs("markdown"))
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        (table,) = self.outputs("table")
+        (table,) = self.result.outputs("table")
         return list(table["rows"])
 
     @property
@@ -163,7 +68,7 @@ class Session:
     @property
     def groups(self) -> list[set[str]]:
         """The groups in the table shown, which has them as rows or as columns."""
-        (table,) = self.outputs("table")
+        (table,) = self.result.outputs("table")
         keys = [column["key"] for column in table["columns"]]
         if keys[0] == "group":
             return [{row[key] for key in keys[1:] if row.get(key)} for row in table["rows"]]
@@ -179,8 +84,11 @@ class Session:
 
 
 @pytest.fixture
-def session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Session:
-    return Session(monkeypatch, tmp_path)
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
+    state: dict[str, Any] = {"version": 1, "seed": 7, "turn": 0, "names": []}
+    state |= {"divisions": [], "seatings": [], "drawn": [], "absent": []}
+    state |= {"absent_on": "", "form": {}}
+    return Session(app, tmp_path, monkeypatch, CURATED_POLICY, state)
 
 
 def pairs_of(groups: list[set[str]]) -> list[tuple[str, ...]]:
@@ -196,18 +104,17 @@ def count_repeats(divisions: list[list[set[str]]]) -> int:
 
 
 def test_entry_is_a_tool_of_the_catalogue() -> None:
-    meta = json.loads((FOLDER / "meta.json").read_text("utf-8"))
-    assert meta["app_id"] == meta["slug"] == "klasslista" and is_slug(meta["slug"])
-    (field,) = parse_input_schema(meta["input_schema"])
+    entry = script_bank.get_app("klasslista")
+    assert entry.app_id == entry.slug == "klasslista" and is_slug(entry.slug)
+    (field,) = entry.input_schema
     assert (field.kind, field.accept, field.min, field.max) == ("file", (".csv", ".xlsx"), 1, 1)
-    check_source((FOLDER / "app.py").read_text("utf-8"), meta["entrypoint"])
 
 
 def test_sample_is_read_and_all_steps_are_offered_in_their_order(session: Session) -> None:
-    session.upload((FOLDER / "sample" / "klass-7a.csv").read_bytes())
+    session.upload(SAMPLE["klass-7a.csv"])
     assert len(session.names) == 24 and "Örjan Söderlund" in session.names
     assert session.notices == "" and "**24 elever**" in session.text
-    assert [action["label"] for action in session.payload["next_actions"]] == [
+    assert [action["label"] for action in session.result.payload["next_actions"]] == [
         "Gör grupper",
         "Placering",
         "Slumpa en elev",
@@ -220,7 +127,7 @@ def test_sample_is_read_and_all_steps_are_offered_in_their_order(session: Sessio
 
 
 @pytest.mark.parametrize("delimiter", [";", ",", "\t"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252", "utf-16", "utf-16-le"])
 def test_all_encodings_and_delimiters_are_read(
     session: Session, encoding: str, delimiter: str
 ) -> None:
@@ -301,7 +208,7 @@ def test_same_row_with_the_same_identity_is_one_pupil(session: Session) -> None:
     session.upload(f"Namn;Personnummer\n{row}{row}Anna Berg;20110909-1234\n")
     assert session.names == ["Anna Berg (1)", "Anna Berg (2)"]
     assert "räknas en gång: Anna Berg" in session.notices
-    assert "2011" not in json.dumps(session.payload)
+    assert "2011" not in json.dumps(session.result.payload)
 
 
 def test_workbook_is_read_also_with_numbers_blanks_and_a_title(session: Session) -> None:
@@ -325,12 +232,9 @@ def test_first_visible_sheet_with_a_roster_is_used_and_the_others_named(session:
 
 
 def test_workbook_that_lies_about_its_size_is_read_whole(session: Session) -> None:
-    data = io.BytesIO(make_xlsx({"Blad1": ROSTER}))
-    out = io.BytesIO()
-    with zipfile.ZipFile(data) as old, zipfile.ZipFile(out, "w") as new:
-        for name in old.namelist():
-            new.writestr(name, old.read(name).replace(b'ref="A1:C4"', b'ref="A1"'))
-    session.upload(out.getvalue(), "7a.xlsx")
+    entries = read_zip(make_xlsx({"Blad1": ROSTER}))
+    lies = {name: data.replace(b'ref="A1:C4"', b'ref="A1"') for name, data in entries.items()}
+    session.upload(make_zip(lies), "7a.xlsx")
     assert len(session.names) == 3
 
 
@@ -363,27 +267,19 @@ def test_wrong_files_are_refused_with_what_to_do(
 def test_empty_and_foreign_workbooks_are_refused(session: Session) -> None:
     with pytest.raises(ToolUserError, match="är tom"):
         session.upload(make_xlsx({"Blad1": [], "Blad2": []}), "a.xlsx")
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as archive:
-        archive.writestr("word/document.xml", "<w/>")
     with pytest.raises(ToolUserError, match="går inte att öppna"):
-        session.upload(out.getvalue(), "a.xlsx")
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("xl/worksheets/sheet1.xml", bytes(60_000_000))
+        session.upload(make_zip({"word/document.xml": b"<w/>"}), "a.xlsx")
     with pytest.raises(ToolUserError, match="för stor"):
-        session.upload(out.getvalue(), "a.xlsx")
+        session.upload(make_zip({"xl/worksheets/sheet1.xml": bytes(60_000_000)}), "a.xlsx")
 
 
 def test_missing_and_several_files_are_refused(session: Session) -> None:
     with pytest.raises(ToolUserError, match="Ladda upp en klasslista först"):
         session.start()
     session.upload(make_roster(4))
-    (session.input_dir / "2.csv").write_text(make_roster(3))
     with pytest.raises(ToolUserError, match="en klasslista i taget"):
-        session.start()
-    for path in session.input_dir.iterdir():
-        path.unlink()
+        session.start({"1.csv": make_roster(4), "2.csv": make_roster(3)})
+    session.files = {}
     with pytest.raises(ToolUserError, match="fortsätter vi där vi var"):
         session.act("draw_pupil")
 
@@ -510,7 +406,7 @@ def test_keep_apart_and_together_are_honoured_when_possible(session: Session) ->
         assert group_of["010"] == group_of["011"] == group_of["012"]
         assert group_of["020"] == group_of["021"]
         assert session.notices == ""
-    prefill = session.offer("assign_groups")["prefill"]
+    prefill = session.result.action("assign_groups")["prefill"]
     assert (prefill["apart"], prefill["together"]) == (apart, together)
 
 
@@ -568,23 +464,23 @@ def test_absent_pupils_are_left_out_of_groups_and_of_wishes(session: Session) ->
     assert sorted(map(len, groups)) == [4, 4]
     assert not any({"Elev002 Ek", "Elev003 Ek"} <= group for group in groups)
     assert "Frånvarande (1): Elev001 Ek." in session.notices
-    assert session.offer("draw_pupil")["prefill"]["absent"] == ["Elev001 Ek"]
+    assert session.result.action("draw_pupil")["prefill"]["absent"] == ["Elev001 Ek"]
     session.state["absent_on"] = "2020-01-01"
     session.act("forget")
-    assert "absent" not in session.offer("draw_pupil").get("prefill", {})
+    assert "absent" not in session.result.action("draw_pupil").get("prefill", {})
 
 
 def test_a_class_can_be_chosen_when_there_are_several(session: Session) -> None:
     rows = [[f"Elev{n} Ek", "7A" if n % 2 else "7B"] for n in range(12)]
     session.upload(make_csv([["Namn", "Klass"], *rows]))
-    assert [o["value"] for o in session.field("assign_groups", "klass")["options"]] == [
+    assert [o["value"] for o in session.result.field("assign_groups", "klass")["options"]] == [
         "*",
         "7A",
         "7B",
     ]
     groups = session.divide(mode="size", number=3, klass="7A")
     assert set().union(*groups) == {f"Elev{n} Ek" for n in range(1, 12, 2)}
-    assert session.offer("assign_groups")["prefill"]["klass"] == "7A"
+    assert session.result.action("assign_groups")["prefill"]["klass"] == "7A"
 
 
 @pytest.mark.parametrize(
@@ -619,23 +515,22 @@ def test_same_state_and_form_give_the_same_answer(session: Session) -> None:
     for _ in range(2):
         session.state = json.loads(json.dumps(state))
         session.divide(mode="size", number=4, apart="Elev001, Elev002")
-        answers.append((session.payload, session.state))
+        answers.append((session.result.payload, session.state))
     assert answers[0] == answers[1]
     session.state = {**state, "seed": 8}
     session.divide(mode="size", number=4, apart="Elev001, Elev002")
-    assert answers[0][0] != session.payload
+    assert answers[0][0] != session.result.payload
 
 
 def test_answer_does_not_depend_on_the_process(session: Session) -> None:
     session.upload(make_roster(25))
     session.act("assign_groups", together="Elev003, Elev004, Elev005", apart="Elev001, Elev002")
-    path = str(ROOT / "infra" / "runner")
     code = "import app, json; print(json.dumps(app.run_tool('', ''), sort_keys=True))"
     answers = {
         subprocess.run(
             [sys.executable, "-c", code],
-            cwd=FOLDER,
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": path},
+            cwd=script_bank.get_script("klasslista").parent,
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": str(script_bank.RUNNER)},
             check=True,
             capture_output=True,
         ).stdout
@@ -663,19 +558,19 @@ def test_memory_outlives_a_new_upload(session: Session) -> None:
     before = session.state
     session.upload(make_roster(9))
     assert session.state == before
-    assert "apart" not in session.offer("assign_groups")["prefill"]
+    assert "apart" not in session.result.action("assign_groups")["prefill"]
     second = session.divide(mode="size", number=2)
     assert not set(pairs_of(first)) & set(pairs_of(second))
     # The form after an upload could not show the wishes; left blank they still hold.
-    assert session.offer("assign_groups")["prefill"]["apart"] == "Elev001, Elev002"
+    assert session.result.action("assign_groups")["prefill"]["apart"] == "Elev001, Elev002"
     session.act("assign_groups", apart="")
-    assert "apart" not in session.offer("assign_groups")["prefill"]
+    assert "apart" not in session.result.action("assign_groups")["prefill"]
 
 
 def test_saved_wishes_can_be_declined_after_an_upload(session: Session) -> None:
     session.upload(make_roster(8))
     session.divide(mode="size", number=2, apart="Elev001, Elev002")
-    session.start()
+    session.start(session.files)
     session.divide(mode="size", number=2, saved_rules=False)
     assert session.state["form"].get("apart") is None
 
@@ -721,7 +616,7 @@ def test_forget_clears_history_and_keeps_wishes(session: Session) -> None:
     session.act("forget")
     assert "1 indelning i grupper" in session.notices
     assert not (session.state["divisions"] or session.state["seatings"] or session.state["drawn"])
-    assert session.offer("assign_groups")["prefill"]["apart"] == "Elev001, Elev002"
+    assert session.result.action("assign_groups")["prefill"]["apart"] == "Elev001, Elev002"
     with pytest.raises(ToolUserError, match="inget att exportera"):
         session.act("export")
 
@@ -730,9 +625,8 @@ def test_forget_clears_history_and_keeps_wishes(session: Session) -> None:
 
 
 def seats_of(session: Session) -> list[list[str]]:
-    (table,) = session.outputs("table")
-    keys = [column["key"] for column in table["columns"]][1:]
-    return [[row.get(key) or "" for key in keys] for row in table["rows"]]
+    _, *rows = session.result.table()
+    return [[cell or "" for cell in row[1:]] for row in rows]
 
 
 def neighbours_of(seats: list[list[str]]) -> set[frozenset[str]]:
@@ -788,7 +682,7 @@ def test_turn_order_is_random_or_in_swedish_alphabetical_order(session: Session)
     assert seats_of(session) == [[name] for name in last]
     session.act("assign_seats", order="random")
     assert sorted(seats_of(session)) == sorted([name] for name in names)
-    assert session.outputs("table")[0]["title"] == "Turordning"
+    assert session.result.outputs("table")[0]["title"] == "Turordning"
 
 
 def test_one_figure_of_the_room_is_enough_and_too_small_a_room_is_refused(
@@ -837,50 +731,46 @@ def test_new_pupils_join_the_round(session: Session) -> None:
 # --- export ---------------------------------------------------------------------------------------
 
 
-def read_csv_file(path: Path) -> Rows:
-    data = path.read_bytes()
+def read_csv(data: bytes) -> Rows:
     assert data.startswith(codecs.BOM_UTF8) and b"\r\n" in data
     return list(csv.reader(io.StringIO(data.decode("utf-8-sig")), delimiter=";"))
 
 
 def test_latest_groups_and_seats_are_exported_and_can_be_read_back(session: Session) -> None:
-    import openpyxl
-
     session.upload(make_csv(ROSTER))
     groups = session.divide(mode="size", number=2)
     session.act("assign_seats", rows=2, columns=2)
     seats = seats_of(session)
     session.act("export")
     assert "klasslista.xlsx, grupper.csv, placering.csv" in session.notices
-    files = sorted(path.name for path in session.output_dir.iterdir())
-    assert files == ["grupper.csv", "klasslista.xlsx", "placering.csv"]
+    files = session.result.files
+    assert list(files) == ["grupper.csv", "klasslista.xlsx", "placering.csv"]
 
-    header, *rows = read_csv_file(session.output_dir / "grupper.csv")
+    header, *rows = read_csv(files["grupper.csv"])
     assert header == ["Grupp", "Elev", "Klass"]
     assert {(row[0], row[1]) for row in rows} == {
         (f"Grupp {number}", name) for number, group in enumerate(groups, 1) for name in group
     }
-    placed = read_csv_file(session.output_dir / "placering.csv")
+    placed = read_csv(files["placering.csv"])
     assert [row[1:] for row in placed[1:]] == seats
 
-    book = openpyxl.load_workbook(session.output_dir / "klasslista.xlsx")
+    book = openpyxl.load_workbook(io.BytesIO(files["klasslista.xlsx"]))
     assert book.sheetnames == ["Grupper", "Placering"]
     assert [list(row) for row in book["Grupper"].values] == [header, *rows]
     # What was exported is itself a roster that can be read.
-    session.upload((session.output_dir / "grupper.csv").read_bytes())
+    session.upload(files["grupper.csv"])
     assert sorted(session.names) == ["Bo Ek", "Märta Ås", "Åsa Öberg"]
 
 
 def test_formulas_in_names_are_text_in_the_exports(session: Session) -> None:
-    import openpyxl
-
     evil = ["=HYPERLINK(A1)", "+cmd|x", "-Anna", "@SUM", "Bo; Ek"]
     session.upload(make_csv([["Namn"], *([name] for name in evil)]))
     session.act("assign_seats", order="first")
     session.act("export")
-    cells = [row[1] for row in read_csv_file(session.output_dir / "placering.csv")[1:]]
+    files = session.result.files
+    cells = [row[1] for row in read_csv(files["placering.csv"])[1:]]
     assert sorted(cells) == sorted([*(f"'{name}" for name in evil[:4]), "Bo; Ek"])
-    sheet = openpyxl.load_workbook(session.output_dir / "klasslista.xlsx")["Placering"]
+    sheet = openpyxl.load_workbook(io.BytesIO(files["klasslista.xlsx"]))["Placering"]
     assert {cell.data_type for row in sheet for cell in row} == {"s"}
     assert sorted(row[1] for row in list(sheet.values)[1:]) == sorted(evil)
 
@@ -903,7 +793,7 @@ def test_largest_roster_fits_the_policy_in_every_step(session: Session) -> None:
     names = session.names
     unclear = "\n".join(f"x{n}, y" for n in range(700))
     session.divide(mode="size", number=2, absent=names[:50], apart=unclear)
-    assert len(session.outputs("notice")) < 30 and "varningar till" in session.notices
+    assert len(session.result.outputs("notice")) < 30 and "varningar till" in session.notices
     session.divide(mode="count", number=2, absent=[], apart="")
     session.act("assign_seats", rows=10, columns=30)
     session.act("assign_seats", rows=None, columns=None)

@@ -2,45 +2,27 @@
 
 import codecs
 import csv
-import importlib.util
 import io
 import json
 import os
 import subprocess
 import sys
 import time
-import zipfile
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import msgspec
 import openpyxl
 import pytest
+import script_bank
+from script_bank import check_catalogue_entry, read_sample
+from skriptoteket_toolkit import ToolUserError
+from workbooks import make_xlsx, make_zip, read_zip
 
-from app.domain.inputs import coerce_values
-from app.domain.normalizer import normalize
-from app.domain.policy import DEFAULT_POLICY
-from app.domain.tools import InputField, check_source, is_slug, parse_input_schema
+from app.domain.tools import parse_input_schema
 
-ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "infra" / "tools" / "gruppgenerator"
-sys.path.append(str(ROOT / "infra" / "runner"))
-
-from skriptoteket_toolkit import ToolUserError  # noqa: E402
-
-
-def _load_tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("gruppgenerator", FOLDER / "tool.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = _load_tool()
+tool = script_bank.load_tool("gruppgenerator")
+SAMPLE = read_sample("gruppgenerator")
 
 ROSTER = "Förnamn;Efternamn;Klass\nÅsa;Öberg;7A\nBo;Ek;7A\nMärta;Ås;7B\nŽoë;Lind;7B\n"
 
@@ -53,110 +35,20 @@ def make_roster(count: int, *columns: str) -> str:
     return "\n".join(";".join(row) for row in [header, *rows])
 
 
-def make_xlsx(sheets: dict[str, list[list[Any]]], hidden: str = "") -> bytes:
-    book = openpyxl.Workbook()
-    book.remove(book.active)
-    for title, rows in sheets.items():
-        sheet = book.create_sheet(title)
-        for row in rows:
-            sheet.append(row)
-        if title == hidden:
-            sheet.sheet_state = "hidden"
-    out = io.BytesIO()
-    book.save(out)
-    return out.getvalue()
-
-
-def _zip(entries: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in entries.items():
-            archive.writestr(name, data)
-    return out.getvalue()
-
-
-class Session:
-    """A user's session, as the service keeps it.
-
-    Forms are filled with what was offered and checked against it, and every result goes through
-    the normalizer, which must have nothing to say.
-    """
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        self.env = monkeypatch
-        self.input_dir, self.output_dir = tmp_path / "input", tmp_path / "output"
-        for folder in (self.input_dir, self.output_dir):
-            folder.mkdir()
-        self.env.setenv("SKRIPTOTEKET_INPUT_DIR", str(self.input_dir))
-        self.env.setenv("SKRIPTOTEKET_OUTPUT_DIR", str(self.output_dir))
-        self.state: dict[str, Any] = {}
-        self.payload: dict[str, Any] = {}
+class Session(script_bank.Session):
+    """A session with one roster at a time, and what its page says of pupils and groups."""
 
     def upload(self, content: str | bytes, name: str = "7a.csv") -> None:
-        self.expire()
-        data = content.encode() if isinstance(content, str) else content
-        (self.input_dir / name).write_bytes(data)
-        self.env.delenv("SKRIPTOTEKET_ACTION", raising=False)
-        self._run()
-
-    def expire(self) -> None:
-        for old in self.input_dir.iterdir():
-            old.unlink()
-
-    def act(self, action_id: str, **values: Any) -> None:
-        offer = self.offer(action_id)
-        fields = msgspec.convert(offer["fields"], list[InputField])
-        coerced, problems = coerce_values(fields, {**offer.get("prefill", {}), **values})
-        assert not problems
-        action = {"action_id": action_id, "input": coerced, "state": self.state}
-        self.env.setenv("SKRIPTOTEKET_ACTION", json.dumps(action))
-        self._run()
-
-    def _run(self) -> None:
-        manifest = [
-            {"name": path.name, "path": str(path), "bytes": path.stat().st_size}
-            for path in self.input_dir.iterdir()
-        ]
-        self.env.setenv("SKRIPTOTEKET_INPUT_MANIFEST", json.dumps({"files": manifest}))
-        answer = tool.run_tool(str(self.input_dir), str(self.output_dir))
-        raw = {"contract_version": 2, "status": "succeeded", **answer}
-        result = normalize(json.loads(json.dumps(raw)), policy=DEFAULT_POLICY)
-        assert result.notices == ()
-        self.payload = result.ui_payload
-        if result.state is not None:
-            self.state = result.state
-
-    @property
-    def offered(self) -> list[str]:
-        return [action["action_id"] for action in self.payload["next_actions"]]
-
-    def offer(self, action_id: str) -> dict[str, Any]:
-        (offer,) = [a for a in self.payload["next_actions"] if a["action_id"] == action_id]
-        return dict(offer)
-
-    def options(self, action_id: str, name: str) -> list[str]:
-        (field,) = [f for f in self.offer(action_id)["fields"] if f["name"] == name]
-        return [option["label"] for option in field.get("options", [])]
-
-    @property
-    def notices(self) -> str:
-        return "\n".join(o["message"] for o in self.payload["outputs"] if o["kind"] == "notice")
-
-    def table(self, title: str) -> list[list[Any]]:
-        """The table whose title begins so: its header and its rows."""
-        (found,) = [o for o in self.payload["outputs"] if o.get("title", "").startswith(title)]
-        keys = [column["key"] for column in found["columns"]]
-        rows = [[row.get(key) for key in keys] for row in found["rows"]]
-        return [[column["label"] for column in found["columns"]], *rows]
+        self.start({name: content})
 
     @property
     def names(self) -> list[str]:
-        return [row[1] for row in self.table("Klasslistan")[1:]]
+        return [row[1] for row in self.result.table("Klasslistan")[1:]]
 
     @property
     def groups(self) -> list[list[str]]:
         """The pupils of each group as shown, whichever way the table is turned."""
-        header, *rows = self.table("Grupper")
+        header, *rows = self.result.table("Grupper")
         if header[0] == "Grupp":
             return [[cell for cell in row[1:] if cell] for row in rows]
         return [[cell for cell in column if cell] for column in zip(*rows, strict=True)]
@@ -167,8 +59,8 @@ class Session:
 
 
 @pytest.fixture
-def session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Session:
-    return Session(monkeypatch, tmp_path)
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
+    return Session(tool, tmp_path, monkeypatch)
 
 
 def find_group(groups: list[list[str]], name: str) -> int:
@@ -180,35 +72,35 @@ def find_group(groups: list[list[str]], name: str) -> int:
 
 
 def test_sample_csv_in_windows_1252_is_shown_with_what_it_can_be_mixed_by(session: Session) -> None:
-    session.upload((FOLDER / "sample" / "klass-8b.csv").read_bytes(), "klass-8b.csv")
-    assert session.table("Klasslistan: 27 elever")[0] == ["Nr", "Namn", "Språkval", "Nivå"]
-    assert session.table("Klasslistan")[1][:2] == [1, "Åke Ahmed"]
+    session.upload(SAMPLE["klass-8b.csv"], "klass-8b.csv")
+    assert session.result.table("Klasslistan: 27 elever")[0] == ["Nr", "Namn", "Språkval", "Nivå"]
+    assert session.result.table("Klasslistan")[1][:2] == [1, "Åke Ahmed"]
     assert session.notices == "" and session.state == {}
-    assert session.offered == ["divide", "resume"]
-    assert session.offer("divide")["prefill"] == {"mode": "size", "number": 4, "absent": []}
+    assert session.result.offered == ["divide", "resume"]
+    assert session.result.action("divide")["prefill"] == {"mode": "size", "number": 4, "absent": []}
 
 
 def test_sample_workbook_is_read_under_its_title_and_without_personal_numbers(
     session: Session,
 ) -> None:
-    session.upload((FOLDER / "sample" / "temadag-ak7.xlsx").read_bytes(), "temadag-ak7.xlsx")
-    assert session.table("Klasslistan: 51 elever")[0] == ["Nr", "Namn", "Klass", "Simkunnig"]
+    session.upload(SAMPLE["temadag-ak7.xlsx"], "temadag-ak7.xlsx")
+    assert session.result.table("Klasslistan: 51 elever")[0] == ["Nr", "Namn", "Klass", "Simkunnig"]
     assert "," not in "".join(session.names)
     assert "Hoppade över rader som inte ser ut som en elev: ”Antal elever: 51”." in session.notices
-    assert "1113" not in json.dumps(session.payload)
+    assert "1113" not in json.dumps(session.result.payload)
 
 
 def test_sample_is_divided_changed_and_exported(session: Session) -> None:
-    session.upload((FOLDER / "sample" / "temadag-ak7.xlsx").read_bytes(), "temadag-ak7.xlsx")
+    session.upload(SAMPLE["temadag-ak7.xlsx"], "temadag-ak7.xlsx")
     session.act("divide", mode="count", number=6, mix=["Klass", "Simkunnig"], draw=1)
     assert [len(group) for group in session.groups] == [9, 9, 9, 8, 8, 8]
-    for row in session.table("Fördelning: Klass")[1:]:
+    for row in session.result.table("Fördelning: Klass")[1:]:
         assert set(row[1:]) <= {4, 5}
-    assert {row[2] for row in session.table("Fördelning: Simkunnig")[1:]} <= {2, 3}
+    assert {row[2] for row in session.result.table("Fördelning: Simkunnig")[1:]} <= {2, 3}
     session.act("rename", titles="Röd\nBlå\nGrön\nGul\nLila\nVit")
     session.act("save")
-    assert session.table("Grupper")[0] == ["Röd", "Blå", "Grön", "Gul", "Lila", "Vit"]
-    files = {path.name: path.read_bytes() for path in session.output_dir.iterdir()}
+    assert session.result.table("Grupper")[0] == ["Röd", "Blå", "Grön", "Gul", "Lila", "Vit"]
+    files = session.result.files
     assert files.keys() == {"grupper.xlsx", "grupper.csv", "grupper.html"}
     sheet = openpyxl.load_workbook(io.BytesIO(files["grupper.xlsx"])).active
     rows = [list(row) for row in sheet.iter_rows(values_only=True)]
@@ -242,8 +134,8 @@ def test_groups_do_not_depend_on_the_process(session: Session) -> None:
     action = json.dumps({"action_id": "divide", "input": form, "state": {}})
     code = f"""if True:
         import json, runpy, sys
-        sys.path.append({str(ROOT / "infra" / "runner")!r})
-        run = runpy.run_path({str(FOLDER / "tool.py")!r}, run_name="script")["run_tool"]
+        sys.path.append({str(script_bank.RUNNER)!r})
+        run = runpy.run_path({tool.__file__!r}, run_name="script")["run_tool"]
         print(json.dumps(run("", "")["state"]["groups"]))"""
     found = {
         subprocess.run(
@@ -366,8 +258,8 @@ def test_absent_pupils_are_left_out_of_groups_and_wishes(session: Session) -> No
     session.act("divide", number=4, absent=["Elev001 Ek"], together="Elev001, Elev002, Elev003")
     assert len(session.everybody) == 8 and "Elev001 Ek" not in session.everybody
     assert find_group(session.groups, "Elev002") == find_group(session.groups, "Elev003")
-    assert session.offer("divide")["prefill"]["absent"] == ["Elev001 Ek"]
-    assert "Elev001 Ek" not in session.options("exchange", "first")
+    assert session.result.action("divide")["prefill"]["absent"] == ["Elev001 Ek"]
+    assert "Elev001 Ek" not in session.result.options("exchange", "first")
     everybody = [f"Elev{i:03} Ek" for i in range(1, 10)]
     with pytest.raises(ToolUserError, match="minst två närvarande"):
         session.act("divide", number=1, absent=everybody[1:])
@@ -376,9 +268,9 @@ def test_absent_pupils_are_left_out_of_groups_and_wishes(session: Session) -> No
 def test_columns_are_spread_as_evenly_as_they_can_be(session: Session) -> None:
     session.upload(make_roster(30, "Klass:3", "Nivå:5"))
     session.act("divide", mode="count", number=6, mix=["Klass", "Nivå"], draw=1)
-    assert all(set(row[1:]) <= {1, 2} for row in session.table("Fördelning: Klass")[1:])
-    assert {sum(row[1:]) for row in session.table("Fördelning: Klass")[1:]} == {5}
-    assert all(set(row[1:]) == {1} for row in session.table("Fördelning: Nivå")[1:])
+    assert all(set(row[1:]) <= {1, 2} for row in session.result.table("Fördelning: Klass")[1:])
+    assert {sum(row[1:]) for row in session.result.table("Fördelning: Klass")[1:]} == {5}
+    assert all(set(row[1:]) == {1} for row in session.result.table("Fördelning: Nivå")[1:])
     assert session.groups[0][0].count(", ") == 2
 
 
@@ -401,7 +293,7 @@ def test_locked_groups_stay_when_the_rest_is_drawn_again(session: Session) -> No
     session.upload(make_roster(30))
     session.act("divide", number=5)
     before = session.groups
-    assert session.options("again", "locked") == [f"Grupp {n}" for n in range(1, 7)]
+    assert session.result.options("again", "locked") == [f"Grupp {n}" for n in range(1, 7)]
     session.act("again", locked=["1", "4"])
     after = session.groups
     assert (after[1], after[4]) == (before[1], before[4]) and after[0] != before[0]
@@ -443,12 +335,12 @@ def test_a_change_that_breaks_a_wish_says_so(session: Session) -> None:
 def test_groups_are_renamed_and_keep_their_names_when_drawn_again(session: Session) -> None:
     session.upload(make_roster(6))
     session.act("divide", number=3)
-    assert session.offer("rename")["prefill"] == {"titles": "Grupp 1\nGrupp 2"}
+    assert session.result.action("rename")["prefill"] == {"titles": "Grupp 1\nGrupp 2"}
     session.act("rename", titles="  Bävrarna\r\n\r\n" + "Å" * 60)
-    assert session.table("Grupper")[0] == ["Bävrarna", "Å" * 40]
+    assert session.result.table("Grupper")[0] == ["Bävrarna", "Å" * 40]
     session.act("again")
     session.act("divide")
-    assert session.table("Grupper")[0] == ["Bävrarna", "Å" * 40]
+    assert session.result.table("Grupper")[0] == ["Bävrarna", "Å" * 40]
     for titles in ("En", "Lika\nlika", "A\nB\nC"):
         with pytest.raises(ToolUserError, match="Skriv 2 olika namn"):
             session.act("rename", titles=titles)
@@ -458,12 +350,13 @@ def test_expired_roster_is_told_and_uploaded_again_without_loss(session: Session
     session.upload(ROSTER)
     session.act("divide", number=2, apart="Åsa, Bo")
     before = session.groups
-    session.expire()
+    session.files = {}
     with pytest.raises(ToolUserError, match="finns inte kvar"):
         session.act("save")
     session.upload(ROSTER.replace(";", ","), "samma.csv")
     session.act("resume")
-    assert session.groups == before and session.offer("divide")["prefill"]["apart"] == "Åsa, Bo"
+    assert session.groups == before
+    assert session.result.action("divide")["prefill"]["apart"] == "Åsa, Bo"
 
 
 def test_another_roster_is_told_and_keeps_only_the_wishes(session: Session) -> None:
@@ -472,8 +365,8 @@ def test_another_roster_is_told_and_keeps_only_the_wishes(session: Session) -> N
     session.upload(make_roster(12))
     session.act("resume")
     assert "inte densamma som grupperna gjordes av" in session.notices
-    assert session.offered == ["divide"] and session.table("Klasslistan: 12 elever")
-    assert session.offer("divide")["prefill"] == {
+    assert session.result.offered == ["divide"] and session.result.table("Klasslistan: 12 elever")
+    assert session.result.action("divide")["prefill"] == {
         "mode": "size",
         "number": 2,
         "absent": [],
@@ -486,7 +379,7 @@ def test_another_roster_is_told_and_keeps_only_the_wishes(session: Session) -> N
 def test_resume_without_groups_says_what_to_do(session: Session) -> None:
     session.upload(ROSTER)
     session.act("resume")
-    assert "Det finns inga grupper än" in session.notices and session.offered == ["divide"]
+    assert "Det finns inga grupper än" in session.notices and session.result.offered == ["divide"]
 
 
 def test_state_holds_no_names_of_the_roster(session: Session) -> None:
@@ -506,15 +399,16 @@ def test_exports_hold_no_formulas_and_no_markup(session: Session) -> None:
     session.act("divide", number=3)
     session.act("rename", titles='=cmd|x\n<script>"&')
     session.act("save")
-    book = openpyxl.load_workbook(session.output_dir / "grupper.xlsx")
+    files = session.result.files
+    book = openpyxl.load_workbook(io.BytesIO(files["grupper.xlsx"]))
     cells = [cell for row in book.active for cell in row]
     assert {cell.data_type for cell in cells} == {"s"}
     assert all(cell.quotePrefix for cell in cells if cell.value[0] in "=+-@＝")
     assert {cell.value for cell in cells} >= {*names, "=cmd|x", "=Klass", "=1+1"}
-    text = (session.output_dir / "grupper.csv").read_text("utf-8-sig")
+    text = files["grupper.csv"].decode("utf-8-sig")
     written = [cell for row in csv.reader(io.StringIO(text), delimiter=";") for cell in row]
     assert not any(cell[0] in "=+-@＝" for cell in written)
-    page = (session.output_dir / "grupper.html").read_text("utf-8")
+    page = files["grupper.html"].decode()
     assert "<script" not in page and "&lt;b&gt;Ek&lt;/b&gt; &amp; co" in page
 
 
@@ -528,7 +422,8 @@ def test_encodings_and_delimiters_are_told_apart(
 ) -> None:
     session.upload(ROSTER.replace(";", delimiter).replace("\n", "\r\n").encode(encoding))
     assert session.names == ["Åsa Öberg", "Bo Ek", "Märta Ås", "Žoë Lind"]
-    assert session.table("Klasslistan")[0] == ["Nr", "Namn", "Klass"] and session.notices == ""
+    assert session.result.table("Klasslistan")[0] == ["Nr", "Namn", "Klass"]
+    assert session.notices == ""
 
 
 @pytest.mark.parametrize(
@@ -553,7 +448,7 @@ def test_names_without_headers_are_read_with_a_remark(session: Session) -> None:
     assert session.names == ["Bo Ek", "Åsa Al", "Ida von Post"]
     assert "Jag hittade inga rubriker" in session.notices
     session.upload("Bo Ek;7A\nÅsa Al;7A\nIda Ek;7B\nPer Al;7B")
-    assert session.names[0] == "Bo Ek" and session.table("Klasslistan")[0][2] == "(kolumn 2)"
+    assert session.names[0] == "Bo Ek" and session.result.table("Klasslistan")[0][2] == "(kolumn 2)"
 
 
 def test_workbook_is_read_from_its_visible_sheet_with_headers(session: Session) -> None:
@@ -564,17 +459,19 @@ def test_workbook_is_read_from_its_visible_sheet_with_headers(session: Session) 
     assert session.names == ["Bo Ek", "Åsa", "Ida"]
     assert "Jag läste ”7A” och inte 7B." in session.notices
     session.upload(make_xlsx({"7B": rows}), "med fel ändelse.csv")
-    assert session.table("Klasslistan")[1:3] == [[1, "Bo Ek", "1", "2011"], [2, "Åsa", "2", "2011"]]
+    assert session.result.table("Klasslistan")[1:3] == [
+        [1, "Bo Ek", "1", "2011"],
+        [2, "Åsa", "2", "2011"],
+    ]
 
 
 def test_workbook_that_lies_about_its_size_is_read_whole(session: Session) -> None:
-    data = make_xlsx({"A": [["Namn", "Klass"], ["Bo", "7A"], ["Åsa", "7B"], ["Ida", "7B"]]})
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
+    rows = [["Namn", "Klass"], ["Bo", "7A"], ["Åsa", "7B"], ["Ida", "7B"]]
+    entries = read_zip(make_xlsx({"A": rows}))
     sheet = "xl/worksheets/sheet1.xml"
     assert b'<dimension ref="A1:B4"' in entries[sheet]
     entries[sheet] = entries[sheet].replace(b'ref="A1:B4"', b'ref="A1:A2"')
-    session.upload(_zip(entries), "a.xlsx")
+    session.upload(make_zip(entries), "a.xlsx")
     assert session.names == ["Bo", "Åsa", "Ida"]
 
 
@@ -585,8 +482,8 @@ def test_columns_of_personal_data_are_never_shown(session: Session) -> None:
         for i in range(12)
     ]
     session.upload(header + "\n".join(rows))
-    assert session.table("Klasslistan")[0] == ["Nr", "Namn", "Klass", "Klass (kolumn 7)"]
-    assert session.options("divide", "mix") == ["Klass", "Klass (kolumn 7)"]
+    assert session.result.table("Klasslistan")[0] == ["Nr", "Namn", "Klass", "Klass (kolumn 7)"]
+    assert session.result.options("divide", "mix") == ["Klass", "Klass (kolumn 7)"]
 
 
 @pytest.mark.parametrize(
@@ -608,9 +505,9 @@ def test_columns_of_personal_data_are_never_shown(session: Session) -> None:
         ("a.xlsx", b"PK\x03\x04 trasig", "går inte att öppna som Excel-fil"),
         ("a.xlsx", make_xlsx({"A": [["Namn"], ["Bo"]]})[:-100], "går inte att öppna som Excel-fil"),
         ("a.xlsx", make_xlsx({"A": []}), "a.xlsx är tom"),
-        ("a.xlsx", _zip({"word/document.xml": b"<w/>"}), "går inte att öppna som Excel-fil"),
-        ("a.xlsx", _zip({"xl/worksheets/sheet1.xml": bytes(10_000_001)}), "när den packas upp"),
-        ("a.xlsx", _zip({"xl/styles.xml": bytes(1_000_001)}), "när den packas upp"),
+        ("a.xlsx", make_zip({"word/document.xml": b"<w/>"}), "går inte att öppna som Excel-fil"),
+        ("a.xlsx", make_zip({"xl/worksheets/sheet1.xml": bytes(10_000_001)}), "när den packas upp"),
+        ("a.xlsx", make_zip({"xl/styles.xml": bytes(1_000_001)}), "när den packas upp"),
         ("a.csv", b"Namn\n" + b"x" * 5_000_000, "är för stor för en klasslista"),
     ],
 )
@@ -628,25 +525,21 @@ def test_entities_of_a_workbook_are_not_expanded(session: Session) -> None:
         + '">'
         + "".join(f'<!ENTITY {b} "{f"&{a};" * 30}">' for a, b in zip("abcde", "bcdef", strict=True))
     )
-    data = make_xlsx({"A": [["Namn"], ["&f;"], ["Bo Ek"]]})
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        entries = {name: archive.read(name) for name in archive.namelist()}
+    entries = read_zip(make_xlsx({"A": [["Namn"], ["&f;"], ["Bo Ek"]]}))
     sheet = entries["xl/worksheets/sheet1.xml"].replace(b"&amp;f;", b"&f;")
     assert b"&f;" in sheet
     entries["xl/worksheets/sheet1.xml"] = laughs.encode() + b"]>" + sheet
     started = time.perf_counter()
     with pytest.raises(ToolUserError, match="går inte att öppna som Excel-fil"):
-        session.upload(_zip(entries), "a.xlsx")
+        session.upload(make_zip(entries), "a.xlsx")
     assert time.perf_counter() - started < 5
 
 
 def test_no_file_and_several_files_are_explained(session: Session) -> None:
     with pytest.raises(ToolUserError, match="Ladda upp en klasslista först"):
-        session._run()
-    (session.input_dir / "a.csv").write_text(ROSTER)
-    (session.input_dir / "b.csv").write_text(ROSTER)
+        session.start()
     with pytest.raises(ToolUserError, match="i taget"):
-        session._run()
+        session.start({"a.csv": ROSTER, "b.csv": ROSTER})
 
 
 # --- caps -----------------------------------------------------------------------------------------
@@ -660,7 +553,7 @@ def test_the_largest_list_fits_in_every_step(session: Session) -> None:
         for i, name in enumerate(smileys)
     ]
     session.upload("\n".join(";".join(row) for row in [header, *rows]))
-    mix = session.options("divide", "mix")
+    mix = session.result.options("divide", "mix")
     assert len(mix) == 8 and len(session.names) == 300
     started = time.perf_counter()
     session.act("divide", mode="count", number=100, mix=mix)
@@ -678,10 +571,10 @@ def test_the_largest_list_fits_in_every_step(session: Session) -> None:
 @pytest.mark.parametrize("count", [100, 101, 200, 201])
 def test_choices_of_pupils_stay_within_what_a_form_shows(session: Session, count: int) -> None:
     session.upload(make_roster(count))
-    names = [field["name"] for field in session.offer("divide")["fields"]]
+    names = [field["name"] for field in session.result.action("divide")["fields"]]
     assert ("absent" in names) is (count <= 200)
     session.act("divide", mode="count", number=12)
-    assert len(session.options("exchange", "first")) == (count if count <= 100 else 0)
+    assert len(session.result.options("exchange", "first")) == (count if count <= 100 else 0)
     a, b = session.groups[0][0], session.groups[1][0]
     session.act("exchange", first=a, second=b)
     assert a in session.groups[1] and b in session.groups[0]
@@ -692,15 +585,13 @@ def test_choices_of_pupils_stay_within_what_a_form_shows(session: Session, count
 
 def test_unknown_step_is_refused(session: Session) -> None:
     session.upload(ROSTER)
-    session.env.setenv("SKRIPTOTEKET_ACTION", '{"action_id": "x", "input": {}, "state": {}}')
     with pytest.raises(ToolUserError, match="känner inte till"):
-        session._run()
+        session.send("x", {})
 
 
 def test_meta_describes_a_tool_of_the_contract() -> None:
-    meta = json.loads((FOLDER / "meta.json").read_text("utf-8"))
-    assert meta["slug"] == FOLDER.name and is_slug(meta["slug"])
-    (field,) = parse_input_schema(meta["input_schema"])
+    meta = check_catalogue_entry("gruppgenerator")
+    assert meta.slug == "gruppgenerator"
+    (field,) = parse_input_schema(meta.input_schema)
     assert field.kind == "file" and (field.min, field.max) == (1, 1)
     assert set(field.accept) == {".csv", ".txt", ".xlsx"}
-    check_source((FOLDER / "tool.py").read_text("utf-8"), meta["entrypoint"])

@@ -5,50 +5,28 @@ skipped, unless SKRIPTOTEKET_REQUIRE_WEASYPRINT=1 says that they may not be.
 """
 
 import base64
-import importlib.util
 import io
 import json
 import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import script_bank
 from PIL import Image
 from pypdf import PdfReader
-
-ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "infra" / "tools" / "html_to_pdf_preview"
-sys.path.append(str(ROOT / "infra" / "runner"))
-
-from skriptoteket_toolkit import ToolUserError  # noqa: E402
+from script_bank import Session, check_catalogue_entry, expects_pango, load_tool, read_sample
+from skriptoteket_toolkit import ToolUserError
 
 MM = 72 / 25.4
 
-
-def _load_tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("html_to_pdf_preview", FOLDER / "tool.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def _find_pango() -> bool:
-    try:
-        import weasyprint  # noqa: F401
-    except (ImportError, OSError):
-        return os.environ.get("SKRIPTOTEKET_REQUIRE_WEASYPRINT") == "1"
-    return True
-
-
-tool = _load_tool()
-needs_pango = pytest.mark.skipif(not _find_pango(), reason="WeasyPrint's Pango is not installed")
+tool = load_tool("html_to_pdf_preview")
+SAMPLE = read_sample("html_to_pdf_preview")
+needs_pango = pytest.mark.skipif(not expects_pango(), reason="WeasyPrint's Pango is not installed")
 
 
 @pytest.fixture(params=[pytest.param("WeasyPrint", marks=needs_pango), "xhtml2pdf"])
@@ -62,23 +40,17 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     return str(request.param)
 
 
-@dataclass
-class Result:
-    raw: dict[str, Any]
-    output_dir: Path
-
-    @property
-    def notices(self) -> str:
-        return "\n".join(o["message"] for o in self.raw["outputs"] if o["kind"] == "notice")
+class Result(script_bank.Result):
+    """A result with its previews, or with its only PDF."""
 
     @property
     def previews(self) -> list[str]:
-        return [o["html"] for o in self.raw["outputs"] if o["kind"] == "html_sandboxed"]
+        return [output["html"] for output in self.outputs("html_sandboxed")]
 
     @property
     def pdf(self) -> PdfReader:
-        (path,) = self.output_dir.iterdir()
-        return PdfReader(path)
+        (data,) = self.files.values()
+        return PdfReader(io.BytesIO(data))
 
     @property
     def text(self) -> str:
@@ -89,9 +61,10 @@ class Result:
         return sum(len(page.images) for page in self.pdf.pages)
 
     @property
-    def action(self) -> dict[str, Any]:
-        (action,) = self.raw["next_actions"]
-        return dict(action)
+    def step(self) -> dict[str, Any]:
+        """The only action that is offered."""
+        (action_id,) = self.offered
+        return self.action(action_id)
 
 
 Files = dict[str, str | bytes]
@@ -100,29 +73,13 @@ Run = Callable[..., Result]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Preview files, or convert them at once where a form is given."""
+
     def run(files: Files, **form: str) -> Result:
-        input_dir, output_dir = tmp_path / "work" / "input", tmp_path / "work" / "output"
-        for folder in (input_dir, output_dir):
-            folder.mkdir(parents=True, exist_ok=True)
-            for old in folder.iterdir():
-                old.unlink()
-        for name, content in files.items():
-            data = content.encode() if isinstance(content, str) else content
-            (input_dir / name).write_bytes(data)
-        manifest = [
-            {"name": n, "path": str(input_dir / n), "bytes": (input_dir / n).stat().st_size}
-            for n in files
-        ]
-        monkeypatch.setenv("SKRIPTOTEKET_INPUT_MANIFEST", json.dumps({"files": manifest}))
-        monkeypatch.setenv("SKRIPTOTEKET_INPUT_DIR", str(input_dir))
-        monkeypatch.setenv("SKRIPTOTEKET_OUTPUT_DIR", str(output_dir))
-        monkeypatch.delenv("SKRIPTOTEKET_ACTION", raising=False)
-        if form:
-            action = {"action_id": "convert", "input": form, "state": {}}
-            monkeypatch.setenv("SKRIPTOTEKET_ACTION", json.dumps(action))
-        monkeypatch.chdir(tmp_path / "work")
-        return Result(tool.run_tool(str(input_dir), str(output_dir)), output_dir)
+        session = Session(tool, tmp_path, monkeypatch, files=files)
+        result = session.send("convert", form) if form else session.start(files)
+        return Result(**vars(result))
 
     return run
 
@@ -148,33 +105,29 @@ def parse_tags(page: str) -> list[tuple[str, dict[str, str | None]]]:
     return tags
 
 
-def read_sample() -> Files:
-    return {path.name: path.read_bytes() for path in sorted((FOLDER / "sample").iterdir())}
-
-
 # --- the sample, and what the PDF has to be -------------------------------------------------------
 
 
 def test_sample_is_previewed_with_its_image_and_can_be_converted(run: Run) -> None:
-    result = run(read_sample())
+    result = run(SAMPLE)
     (preview,) = result.previews
     assert "Ängsbackens skola" in preview and "Håkan Öberg" in preview
     assert 'src="data:image/png;base64,' in preview and "border-collapse" in preview
     assert result.notices == ""
-    assert result.action["action_id"] == "convert"
-    assert result.action["label"] == "Konvertera till PDF"
-    assert result.action["prefill"] == A4
+    assert result.step["action_id"] == "convert"
+    assert result.step["label"] == "Konvertera till PDF"
+    assert result.step["prefill"] == A4
     assert result.raw["state"]["pages"] == ["veckobrev.html"]
 
 
 def test_sample_becomes_one_page_with_its_text_and_image(run: Run, engine: str) -> None:
-    result = run(read_sample(), **A4)
-    assert [path.name for path in result.output_dir.iterdir()] == ["veckobrev.pdf"]
+    result = run(SAMPLE, **A4)
+    assert list(result.files) == ["veckobrev.pdf"]
     assert "Hej alla vårdnadshavare och elever!" in result.text
     assert "Åsa Söderström och Håkan Öberg" in result.text
     assert result.images == 1
     assert f"veckobrev.pdf är klar: 1 sida, A4 stående. Gjord med {engine} " in result.notices
-    assert result.action["prefill"] == A4
+    assert result.step["prefill"] == A4
 
 
 @pytest.mark.parametrize("orientation", ["stående", "liggande"])
@@ -330,24 +283,24 @@ def test_letters_beyond_the_fonts_are_named(run: Run, engine: str) -> None:
 
 def test_a_name_with_the_narrow_space_of_other_systems_is_no_error(run: Run) -> None:
     result = run({"Sida 9.41\u202fem.html": "<p>Hej"}, **A4)
-    assert [path.name for path in result.output_dir.iterdir()] == ["Sida 9.41 em.pdf"]
+    assert list(result.files) == ["Sida 9.41 em.pdf"]
 
 
 def test_several_pages_are_all_shown_and_one_or_all_converted(run: Run, engine: str) -> None:
     files: Files = {"ett.html": "<p>Första", "två.htm": "<p>Andra", "ett.htm": "<p>Tredje"}
     result = run(files)
     assert len(result.previews) == 3
-    field, *_ = result.action["fields"]
-    assert field["name"] == "page" and result.action["prefill"]["page"] == "*"
+    field, *_ = result.step["fields"]
+    assert field["name"] == "page" and result.step["prefill"]["page"] == "*"
     assert [option["value"] for option in field["options"]] == ["*", *files]
 
     result = run(files, **A4, page="två.htm")
-    assert "Andra" in result.text and result.action["prefill"]["page"] == "två.htm"
+    assert "Andra" in result.text and result.step["prefill"]["page"] == "två.htm"
 
     result = run(files, **A4, page="*")
     names = ["ett-2.pdf", "ett.pdf", "två.pdf"]
-    assert sorted(path.name for path in result.output_dir.iterdir()) == names
-    assert "Tredje" in PdfReader(result.output_dir / "ett-2.pdf").pages[0].extract_text()
+    assert list(result.files) == names
+    assert "Tredje" in PdfReader(io.BytesIO(result.files["ett-2.pdf"])).pages[0].extract_text()
 
     with pytest.raises(ToolUserError, match="finns inte"):
         run(files, **A4, page="fyra.html")
@@ -519,14 +472,14 @@ def test_long_pages_are_cut_with_a_word_about_it(run: Run) -> None:
 
 def test_prefill_follows_the_page(run: Run) -> None:
     page = "<style>@media print{@page{margin:1cm;size:a3 landscape}}</style>x"
-    assert run({"a.html": page}).action["prefill"]["orientation"] == "stående"
+    assert run({"a.html": page}).step["prefill"]["orientation"] == "stående"
     page = "<style>@page{margin:1cm;size:a3 landscape}</style>x"
-    assert run({"a.html": page}).action["prefill"] == {
+    assert run({"a.html": page}).step["prefill"] == {
         "page_size": "A3",
         "orientation": "liggande",
     }
     wide = "<table><tr>" + "<td>x" * 12 + "</table>"
-    assert run({"a.html": wide}).action["prefill"]["orientation"] == "liggande"
+    assert run({"a.html": wide}).step["prefill"]["orientation"] == "liggande"
 
 
 def test_text_that_looks_like_our_own_addresses_stays_text(run: Run, engine: str) -> None:
@@ -727,8 +680,8 @@ def test_missing_files_are_listed_by_name(run: Run, engine: str) -> None:
 
 
 def test_meta_describes_a_tool_of_the_contract() -> None:
-    meta = json.loads((FOLDER / "meta.json").read_text())
-    assert meta["slug"] == FOLDER.name and callable(getattr(tool, meta["entrypoint"]))
-    (field,) = meta["input_schema"]
+    meta = check_catalogue_entry("html_to_pdf_preview")
+    assert meta.slug == "html_to_pdf_preview" and callable(getattr(tool, meta.entrypoint))
+    (field,) = meta.input_schema
     assert field["kind"] == "file" and (field["min"], field["max"]) == (1, 20)
     assert {".html", ".htm", ".css", ".png", ".svg", ".webp"} <= set(field["accept"])

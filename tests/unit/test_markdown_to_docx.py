@@ -2,7 +2,6 @@
 
 import io
 import re
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from docx.text.paragraph import Paragraph
 from PIL import Image
 from script_bank import Result, Session, check_catalogue_entry, load_tool, read_sample
 from skriptoteket_toolkit import ToolUserError
+from workbooks import make_zip, read_zip
 
 tool = load_tool("markdown_to_docx")
 
@@ -25,7 +25,8 @@ def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
 
 
 def convert(session: Session, files: dict[str, Any], **form: object) -> Result:
-    return session.act(session.start(files), "convert", **form)
+    session.start(files)
+    return session.act("convert", **form)
 
 
 def read(result: Result, name: str = "") -> Document:
@@ -80,15 +81,13 @@ def make_template(change: Any = None, without: str = "") -> bytes:
     document.save(out)
     if not without:
         return out.getvalue()
-    smaller = io.BytesIO()
-    with zipfile.ZipFile(out) as old, zipfile.ZipFile(smaller, "w") as new:
-        for entry in old.infolist():
-            data = old.read(entry)
-            if entry.filename.endswith(("document.xml.rels", "[Content_Types].xml")):
-                data = re.sub(rf"<(Relationship|Override) [^>]*{without}[^>]*>".encode(), b"", data)
-            if without not in entry.filename:
-                new.writestr(entry, data)
-    return smaller.getvalue()
+    smaller = {}
+    for name, data in read_zip(out.getvalue()).items():
+        if name.endswith(("document.xml.rels", "[Content_Types].xml")):
+            data = re.sub(rf"<(Relationship|Override) [^>]*{without}[^>]*>".encode(), b"", data)
+        if without not in name:
+            smaller[name] = data
+    return make_zip(smaller)
 
 
 # The order that the schema of WordprocessingML prescribes; Word refuses files that break it.
@@ -167,7 +166,7 @@ def test_it_can_be_repeated_with_other_choices(session: Session) -> None:
     # Where a theme's font is named too, Word takes that.
     (fonts,) = read(first).styles["Heading 1"].element.xpath("w:rPr/w:rFonts")
     assert set(fonts.attrib.values()) == {"Georgia"}
-    second = session.act(first, "convert", paper="A4 liggande")
+    second = session.act("convert", paper="A4 liggande")
     assert second.action("convert")["prefill"]["font"] == "Georgia"
     section = read(second).sections[0]
     assert (round(section.page_width.mm), round(section.page_height.mm)) == (297, 210)
@@ -336,9 +335,9 @@ def test_several_texts_become_one_document_each_or_one_together(session: Session
         "*två.txt*",
         "*ett.txt*",
     ]
-    result = session.act(start, "convert")
+    result = session.act("convert")
     assert list(result.files) == ["ett-2.docx", "ett.docx", "två.docx"]
-    result = session.act(result, "convert", many="samlat")
+    result = session.act("convert", many="samlat")
     assert list(result.files) == ["samlat dokument.docx"]
     check_order(result.files["samlat dokument.docx"])
     document = read(result)
@@ -385,8 +384,8 @@ def test_photos_stand_upright_and_tell_nothing_of_the_camera(session: Session) -
     result = convert(session, {"a.md": "![](f.jpg)", "f.jpg": photo})
     (shape,) = read(result).inline_shapes
     assert shape.height == 4 * shape.width
-    with zipfile.ZipFile(io.BytesIO(result.files["a.docx"])) as archive:
-        (media,) = (archive.read(n) for n in archive.namelist() if n.startswith("word/media/"))
+    entries = read_zip(result.files["a.docx"]).items()
+    (media,) = (data for name, data in entries if name.startswith("word/media/"))
     assert b"KAMERAN" not in media
 
 
@@ -432,7 +431,7 @@ def test_a_template_gives_its_styles_page_and_header_but_not_its_text(session: S
         "numbering": False,
         "contents": False,
     }
-    result = session.act(start, "convert")
+    result = session.act("convert")
     assert "Stilarna kommer från mall.docx" in result.notices
     document = read(result)
     assert document.sections[0].header.paragraphs[0].text == "Ängsbackens skola"
@@ -440,7 +439,7 @@ def test_a_template_gives_its_styles_page_and_header_but_not_its_text(session: S
     assert document.styles["Heading 1"].font.name == "Garamond"
     assert "MALLENS TEXT" not in "".join(p.text for p in document.paragraphs)
     assert list(result.files) == ["a.docx"]
-    document = read(session.act(result, "convert", font="Arial", paper="A4"))
+    document = read(session.act("convert", font="Arial", paper="A4"))
     assert document.styles["Heading 1"].font.name == "Arial"
     assert round(document.sections[0].page_width.mm) == 210
 
@@ -484,11 +483,9 @@ def test_unusable_templates_are_refused(
 
 
 def test_a_template_that_unpacks_to_too_much_is_refused(session: Session) -> None:
-    out = io.BytesIO(make_template())
-    with zipfile.ZipFile(out, "a", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("word/media/bomb.bin", bytes(41_000_000))
+    entries = read_zip(make_template()) | {"word/media/bomb.bin": bytes(41_000_000)}
     with pytest.raises(ToolUserError, match="för stor: högst 40 MB"):
-        session.start({"a.md": "x", "m.docx": out.getvalue()})
+        session.start({"a.md": "x", "m.docx": make_zip(entries)})
 
 
 # --- files that are none --------------------------------------------------------------------------

@@ -1,42 +1,22 @@
 """Tabellsammanfattning: tables of all kinds are understood, and every result fits the page."""
 
-import importlib.util
 import io
-import json
-import sys
 import time
-import zipfile
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import msgspec
 import openpyxl
 import pytest
+import script_bank
+from script_bank import Result, check_catalogue_entry, read_sample
+from skriptoteket_toolkit import ToolUserError
+from workbooks import make_xlsx, make_zip
 
-from app.domain.inputs import coerce_values
-from app.domain.normalizer import normalize
-from app.domain.policy import DEFAULT_POLICY
-from app.domain.tools import InputField, check_source, is_slug, parse_input_schema
+from app.domain.tools import parse_input_schema
 
-ROOT = Path(__file__).parents[2]
-FOLDER = ROOT / "infra" / "tools" / "tabellsammanfattning"
-sys.path.append(str(ROOT / "infra" / "runner"))
-
-from skriptoteket_toolkit import ToolUserError  # noqa: E402
-
-
-def _load_tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tabellsammanfattning", FOLDER / "tool.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = _load_tool()
+tool = script_bank.load_tool("tabellsammanfattning")
+SAMPLE = read_sample("tabellsammanfattning")
 
 PUPILS = """Elev;Klass;Poäng;Datum;Klar
 Åsa;7A;12,5;2026-03-02;Ja
@@ -47,94 +27,22 @@ Siv;7B;9,5;;JA
 """
 
 
-def make_xlsx(sheets: dict[str, list[list[Any]]], hidden: str = "") -> bytes:
-    book = openpyxl.Workbook()
-    book.remove(book.active)
-    for title, rows in sheets.items():
-        sheet = book.create_sheet(title)
-        for row in rows:
-            sheet.append(row)
-        if title == hidden:
-            sheet.sheet_state = "hidden"
-    out = io.BytesIO()
-    book.save(out)
-    return out.getvalue()
-
-
-class Session:
-    """A user's session, as the service keeps it.
-
-    Forms are filled with what was offered and checked against it, and every result goes through
-    the normalizer, which must have nothing to say.
-    """
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        self.env = monkeypatch
-        self.input_dir, self.output_dir = tmp_path / "input", tmp_path / "output"
-        for folder in (self.input_dir, self.output_dir):
-            folder.mkdir()
-        self.env.setenv("SKRIPTOTEKET_INPUT_DIR", str(self.input_dir))
-        self.env.setenv("SKRIPTOTEKET_OUTPUT_DIR", str(self.output_dir))
-        self.state: dict[str, Any] = {}
-        self.payload: dict[str, Any] = {}
+class Session(script_bank.Session):
+    """A session with one table at a time, and what its page says of columns and groups."""
 
     def upload(self, content: str | bytes, name: str = "tabell.csv") -> None:
-        self.expire()
-        data = content.encode() if isinstance(content, str) else content
-        (self.input_dir / name).write_bytes(data)
-        self.env.delenv("SKRIPTOTEKET_ACTION", raising=False)
-        self._run()
+        self.start({name: content})
 
-    def expire(self) -> None:
-        for old in self.input_dir.iterdir():
-            old.unlink()
-
-    def act(self, action_id: str, **values: Any) -> None:
-        offer = self.offer(action_id)
-        fields = msgspec.convert(offer["fields"], list[InputField])
-        for name, wanted in values.items():  # options may be given by what the user reads
-            for field in fields:
-                if field.name == name:
-                    values[name] = {o.label: o.value for o in field.options}.get(wanted, wanted)
-        coerced, problems = coerce_values(fields, {**offer.get("prefill", {}), **values})
-        assert not problems
-        action = {"action_id": action_id, "input": coerced, "state": self.state}
-        self.env.setenv("SKRIPTOTEKET_ACTION", json.dumps(action))
-        self._run()
-
-    def _run(self) -> None:
-        manifest = [
-            {"name": path.name, "path": str(path), "bytes": path.stat().st_size}
-            for path in self.input_dir.iterdir()
-        ]
-        self.env.setenv("SKRIPTOTEKET_INPUT_MANIFEST", json.dumps({"files": manifest}))
-        answer = tool.run_tool(str(self.input_dir), str(self.output_dir))
-        raw = {"contract_version": 2, "status": "succeeded", **answer}
-        result = normalize(json.loads(json.dumps(raw, allow_nan=False)), policy=DEFAULT_POLICY)
-        assert result.notices == ()
-        self.payload = result.ui_payload
-        if result.state is not None:
-            self.state = result.state
-
-    @property
-    def offered(self) -> list[str]:
-        return [action["action_id"] for action in self.payload["next_actions"]]
-
-    def offer(self, action_id: str) -> dict[str, Any]:
-        (offer,) = [a for a in self.payload["next_actions"] if a["action_id"] == action_id]
-        return dict(offer)
-
-    def options(self, action_id: str, name: str) -> list[str]:
-        (field,) = [f for f in self.offer(action_id)["fields"] if f["name"] == name]
-        return [option["label"] for option in field["options"]]
-
-    @property
-    def notices(self) -> str:
-        return "\n".join(o["message"] for o in self.payload["outputs"] if o["kind"] == "notice")
+    def act(self, action_id: str, **form: Any) -> Result:
+        """Take an action; options may be given by what the user reads."""
+        for name, wanted in form.items():
+            options = self.result.field(action_id, name).get("options", [])
+            form[name] = {o["label"]: o["value"] for o in options}.get(wanted, wanted)
+        return super().act(action_id, **form)
 
     @property
     def charts(self) -> dict[str, dict[str, Any]]:
-        specs = [o["spec"] for o in self.payload["outputs"] if o["kind"] == "vega_lite"]
+        specs = [output["spec"] for output in self.result.outputs("vega_lite")]
         return {spec["title"]["text"]: spec for spec in specs}
 
     def chart_rows(self, title: str) -> list[list[Any]]:
@@ -142,9 +50,10 @@ class Session:
         return [[row["label"], row["value"]] for row in values]
 
     def table(self, title: str) -> list[list[Any]]:
-        """The rows of the table whose title begins so, without its header."""
-        (found,) = [o for o in self.payload["outputs"] if o.get("title", "").startswith(title)]
-        return [[row[c["key"]] for c in found["columns"]] for row in found["rows"]]
+        """The rows of the table whose title begins so, without its header: no cell is missing."""
+        _, *rows = self.result.table(title)
+        assert not any(None in row for row in rows)
+        return rows
 
     def facts(self, column: str) -> dict[str, Any]:
         """The statistics of a column, by their titles."""
@@ -156,15 +65,19 @@ class Session:
 
 
 @pytest.fixture
-def session(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Session:
-    return Session(monkeypatch, tmp_path)
+def session(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Session:
+    return Session(tool, tmp_path, monkeypatch)
+
+
+def read_export(result: Result) -> openpyxl.Workbook:
+    return openpyxl.load_workbook(io.BytesIO(result.files["tabellsammanfattning.xlsx"]))
 
 
 # --- the samples ----------------------------------------------------------------------------------
 
 
 def test_sample_csv_is_summed_up_with_charts(session: Session) -> None:
-    session.upload((FOLDER / "sample" / "provresultat.csv").read_bytes(), "provresultat.csv")
+    session.upload(SAMPLE["provresultat.csv"], "provresultat.csv")
     assert session.notices == (
         "provresultat.csv: 52 rader och 9 kolumner, rubriker på rad 3. 55 tomma celler (11,8 %), "
         "0 dubblettrader."
@@ -178,19 +91,23 @@ def test_sample_csv_is_summed_up_with_charts(session: Session) -> None:
     assert len(session.table("De första 15 raderna")) == 15
     assert "Elev" not in session.charts and len(session.charts) == 8
     assert sum(value for _, value in session.chart_rows("Andel rätt")) == 48
-    assert session.offered == ["aggregate", "compare", "filter", "overview", "read", "save"]
+    assert session.result.offered == ["aggregate", "compare", "filter", "overview", "read", "save"]
 
 
 def test_sample_workbook_is_grouped_and_exported(session: Session) -> None:
-    session.upload((FOLDER / "sample" / "biblioteket.xlsx").read_bytes(), "biblioteket.xlsx")
+    session.upload(SAMPLE["biblioteket.xlsx"], "biblioteket.xlsx")
     assert "biblioteket.xlsx, ”Lån”: 454 rader och 6 kolumner" in session.notices
     assert session.kinds() == ["datum", "text", "heltal", "heltal", "heltal", "tal"]
     session.act("aggregate", column="Kategori", how="Summa", value="Antal lån")
     rows = session.table("Summa av Antal lån per Kategori")
     assert [row[0] for row in rows] == ["Skönlitteratur", "Serier", "Fakta", "Lättläst"]
-    assert session.offer("aggregate")["prefill"] == {"column": "c1", "how": "sum", "value": "c3"}
+    assert session.result.action("aggregate")["prefill"] == {
+        "column": "c1",
+        "how": "sum",
+        "value": "c3",
+    }
     session.act("save")
-    book = openpyxl.load_workbook(session.output_dir / "tabellsammanfattning.xlsx")
+    book = read_export(session.result)
     assert book.sheetnames == ["Kolumner", "Gruppering"]
     cells = [list(row) for row in book["Gruppering"].iter_rows(values_only=True)]
     assert cells[0] == ["Kategori", "Summa av Antal lån"]
@@ -296,7 +213,7 @@ def test_titles_are_made_up_and_made_unique(session: Session) -> None:
     titles = [row[0] for row in session.table("Kolumner")]
     assert titles == ["Namn", "Kolumn 2", "Namn (2)", "namn (3)", "Tom"]
     assert session.facts("Tom")["Typ"] == "tom"
-    assert "Tom" not in session.options("aggregate", "column")
+    assert "Tom" not in session.result.options("aggregate", "column")
 
 
 @pytest.mark.parametrize(
@@ -369,7 +286,7 @@ def test_hidden_and_empty_sheets_are_passed_over(session: Session) -> None:
     sheets: dict[str, list[list[Any]]] = {"Dold": [["A"], [1]], "Tom": [], "Data": [["B"], [2]]}
     session.upload(make_xlsx(sheets, hidden="Dold"), "fel ändelse.csv")
     assert "”Data”: 1 rader" in session.notices
-    assert session.options("read", "sheet") == ["Tom", "Data"]
+    assert session.result.options("read", "sheet") == ["Tom", "Data"]
     with pytest.raises(ToolUserError, match="Bladet ”Tom” i fel ändelse"):
         session.act("read", sheet="Tom")
 
@@ -450,7 +367,7 @@ def test_many_categories_are_cut_in_the_chart_and_told(session: Session) -> None
     assert len(session.table("Antal rader per Ort")) == 500
     assert "600 grupper. Tabellen visar de första 500" in session.notices
     session.act("save")
-    book = openpyxl.load_workbook(session.output_dir / "tabellsammanfattning.xlsx")
+    book = read_export(session.result)
     assert book["Gruppering"].max_row == 601
 
 
@@ -465,7 +382,8 @@ def test_grouping_without_a_number_asks_for_one(session: Session) -> None:
     with pytest.raises(ToolUserError, match="Välj vilken kolumn med tal som medelvärde"):
         session.act("aggregate", column="Klass", how="Medelvärde")
     session.upload("A;B\nx;y\nz;y")
-    assert session.options("aggregate", "how") == ["Antal"] and "compare" not in session.offered
+    assert session.result.options("aggregate", "how") == ["Antal"]
+    assert "compare" not in session.result.offered
 
 
 # --- scatter and filter ---------------------------------------------------------------------------
@@ -575,7 +493,7 @@ def test_names_of_columns_never_become_fields_or_addresses(session: Session) -> 
         if isinstance(channel, dict)
     }
     assert fields == {"label", "value"}
-    session.act("aggregate", column=session.options("aggregate", "column")[2], how="Antal")
+    session.act("aggregate", column=session.result.options("aggregate", "column")[2], how="Antal")
     (chart,) = session.charts.values()
     assert chart["encoding"]["y"]["title"] == "url (//x.se)"
 
@@ -598,14 +516,6 @@ def test_row_numbers_names_and_constants_are_not_drawn(session: Session) -> None
 # --- files of all kinds ---------------------------------------------------------------------------
 
 
-def _zip(entries: dict[str, bytes]) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in entries.items():
-            archive.writestr(name, data)
-    return out.getvalue()
-
-
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
@@ -623,8 +533,8 @@ def _zip(entries: dict[str, bytes]) -> bytes:
         ("a.xlsx", b"PK\x03\x04 trasig", "går inte att öppna som Excel-fil"),
         ("a.xlsx", make_xlsx({"A": [["A"], [1]]})[:-100], "går inte att öppna som Excel-fil"),
         ("a.xlsx", make_xlsx({"A": []}), "Bladet ”A” i a.xlsx är tomt"),
-        ("a.xlsx", _zip({"word/document.xml": b"<w/>"}), "går inte att öppna som Excel-fil"),
-        ("a.xlsx", _zip({"xl/styles.xml": bytes(16_000_000)}), "när den packas upp"),
+        ("a.xlsx", make_zip({"word/document.xml": b"<w/>"}), "går inte att öppna som Excel-fil"),
+        ("a.xlsx", make_zip({"xl/styles.xml": bytes(16_000_000)}), "när den packas upp"),
         ("a.csv", b"A;B\n" + b"1;2\n" * 5_000_000, "är för stor"),
     ],
 )
@@ -638,7 +548,7 @@ def test_files_that_are_no_table_are_explained(
 def test_a_workbook_is_weighed_before_it_is_unpacked(
     session: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bomb = _zip({"xl/workbook.xml": b"<x/>", "xl/worksheets/sheet1.xml": bytes(2_000_000)})
+    bomb = make_zip({"xl/workbook.xml": b"<x/>", "xl/worksheets/sheet1.xml": bytes(2_000_000)})
     monkeypatch.setattr(tool, "UNPACKED_MAX_BYTES", 1_900_000)
     monkeypatch.setattr(openpyxl, "load_workbook", lambda *args, **kwargs: pytest.fail("unpacked"))
     with pytest.raises(ToolUserError, match="när den packas upp"):
@@ -647,15 +557,14 @@ def test_a_workbook_is_weighed_before_it_is_unpacked(
 
 def test_no_file_several_files_and_expired_files_are_explained(session: Session) -> None:
     with pytest.raises(ToolUserError, match="Ladda upp en tabell först"):
-        session._run()
+        session.start()
     session.upload(PUPILS)
-    session.expire()
+    session.files = {}
     with pytest.raises(ToolUserError, match="Filen finns inte kvar"):
         session.act("overview")
-    for name in ("a.csv", "b.csv"):
-        (session.input_dir / name).write_text(PUPILS)
+    session.files = {"a.csv": PUPILS, "b.csv": PUPILS}
     with pytest.raises(ToolUserError, match="i taget"):
-        session._run()
+        session.act("overview")
 
 
 def test_a_new_file_forgets_the_choices_for_the_old_one(session: Session) -> None:
@@ -673,7 +582,7 @@ def test_export_holds_no_formulas(session: Session) -> None:
     )
     session.act("aggregate", column="=1+1", how="Antal")
     session.act("save")
-    book = openpyxl.load_workbook(session.output_dir / "tabellsammanfattning.xlsx")
+    book = read_export(session.result)
     cells = [cell for sheet in book for row in sheet for cell in row if cell.value is not None]
     assert "f" not in {cell.data_type for cell in cells}
     texts = {cell.value: cell.quotePrefix for cell in cells if cell.data_type == "s"}
@@ -708,9 +617,9 @@ def test_the_widest_table_fits_and_says_what_is_left_out(session: Session) -> No
     assert "De första 8 av " in session.notices
     assert "Av raderna visas de första 25 kolumnerna." in session.notices
     assert "de första 100 kolumnerna av varje slag" in session.notices
-    assert len(session.options("aggregate", "column")) == 100
+    assert len(session.result.options("aggregate", "column")) == 100
     assert len(session.table("Kolumner")) == 200
-    columns = session.options("aggregate", "column")
+    columns = session.result.options("aggregate", "column")
     session.act("aggregate", column=columns[1], how="Medelvärde", value=columns[2])
     session.act("filter", column=columns[1], test="contains", value="\U0001f601")
     session.act("compare", colour=columns[1])
@@ -736,22 +645,15 @@ def test_odd_numbers_and_characters_pass(session: Session) -> None:
 
 def test_unknown_steps_and_columns_are_refused(session: Session) -> None:
     session.upload(PUPILS)
-    for action, message in (
-        ({"action_id": "x"}, "känner inte till"),
-        (
-            {"action_id": "aggregate", "input": {"column": "c99", "how": "count"}},
-            "finns inte längre",
-        ),
-    ):
-        session.env.setenv("SKRIPTOTEKET_ACTION", json.dumps(action))
-        with pytest.raises(ToolUserError, match=message):
-            session._run()
+    with pytest.raises(ToolUserError, match="känner inte till"):
+        session.send("x", {})
+    with pytest.raises(ToolUserError, match="finns inte längre"):
+        session.send("aggregate", {"column": "c99", "how": "count"})
 
 
 def test_meta_describes_a_tool_of_the_contract() -> None:
-    meta = json.loads((FOLDER / "meta.json").read_text("utf-8"))
-    assert meta["slug"] == FOLDER.name and is_slug(meta["slug"])
-    (field,) = parse_input_schema(meta["input_schema"])
+    meta = check_catalogue_entry("tabellsammanfattning")
+    assert meta.slug == "tabellsammanfattning"
+    (field,) = parse_input_schema(meta.input_schema)
     assert field.kind == "file" and (field.min, field.max) == (1, 1)
     assert {".csv", ".xlsx"} <= set(field.accept)
-    check_source((FOLDER / "tool.py").read_text("utf-8"), meta["entrypoint"])
