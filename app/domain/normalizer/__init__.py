@@ -1,8 +1,8 @@
 """The UI payload normalizer (ADR-0024): a pure function from a raw result to stored bytes.
 
 Nothing else may write a run's `ui_payload`. One module for each concern: canonical (bytes and
-numbers), measure (bounded figures), notices, state, outputs, tables, vega, actions and fields,
-budget; payload puts them together.
+numbers), measure (bounded figures), weight (bytes of a state's entries), notices, state, outputs,
+tables, vega, actions and fields, budget; payload puts them together.
 """
 
 from app.domain.normalizer.canonical import canonical_json

@@ -9,6 +9,9 @@ from app.domain.normalizer.notices import Place, quote
 _MEMBERS = frozenset({"name", "label", "kind", "required"})
 _ENUMS = frozenset({"enum", "multi_enum"})
 _UNUSABLE = object()
+# So many times the cap are looked at: a form has hundreds of thousands of useless ones only to
+# take time. The others are counted as too many.
+_LOOKED_AT = 10
 
 
 def build_fields(raw_fields: list[Any], place: Place) -> list[dict[str, Any]]:
@@ -16,8 +19,9 @@ def build_fields(raw_fields: list[Any], place: Place) -> list[dict[str, Any]]:
     policy = place.policy
     fields: dict[str, dict[str, Any]] = {}
     objects = [raw for raw in raw_fields if type(raw) is dict]
-    lost = Counter(invalid=len(raw_fields) - len(objects))
-    for raw in objects:
+    looked_at = objects[: policy.max_fields * _LOOKED_AT]
+    lost = Counter(invalid=len(raw_fields) - len(objects), over=len(objects) - len(looked_at))
+    for raw in looked_at:
         name = place.name(raw, "name", policy.max_name_bytes)
         kind = raw.get("kind")
         if name is None or type(kind) is not str or kind not in policy.field_kinds:
@@ -55,8 +59,7 @@ def _build_field(name: str, kind: str, raw: dict[str, Any], parent: Place) -> di
     options: list[dict[str, str]] = []
     if kind in _ENUMS:
         known = _MEMBERS | {"options"}
-        # Most useless fields are told by a look, before a place and its name are made for each.
-        if type(raw.get("options")) is not list or not raw["options"]:
+        if type(raw.get("options")) is not list:
             return None
         options = _build_options(raw["options"], kind, parent.inside(f"fältet {quote(name)}"))
         if not options:
@@ -78,8 +81,9 @@ def _build_options(raw_options: list[Any], kind: str, place: Place) -> list[dict
     cap = policy.max_enum_options if kind == "enum" else policy.max_multi_enum_options
     options: dict[str, str] = {}
     objects = [raw for raw in raw_options if type(raw) is dict]
-    lost = Counter(invalid=len(raw_options) - len(objects))
-    for raw in objects:
+    looked_at = objects[: cap * _LOOKED_AT]
+    lost = Counter(invalid=len(raw_options) - len(objects), over=len(objects) - len(looked_at))
+    for raw in looked_at:
         value = place.name(raw, "value", policy.max_option_value_bytes, min_bytes=0)
         if value is None:
             lost["invalid"] += 1

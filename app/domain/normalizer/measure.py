@@ -11,6 +11,7 @@ import msgspec
 
 from app.domain.normalizer.canonical import (
     FLOAT_LIMIT,
+    MAX_INTEGER_BITS,
     SAFE_INTEGER,
     Tally,
     canonical_json,
@@ -56,11 +57,16 @@ def measure(value: Any, max_bytes: int) -> Measure:
         children = list(chain.from_iterable(lists + [item.values() for item in dicts]))
         nodes += len(children)
         # The least that n nodes take is n digits, n - 1 commas and the outermost brackets.
-        found.oversize = nodes * 2 + 1 > max_bytes
+        found.oversize = found.oversize or nodes * 2 + 1 > max_bytes
         kinds = set(map(type, children))
         if not found.oversize and not found.needs_cleaning:
             names = set(map(type, chain.from_iterable(dicts)))
             found.needs_cleaning = not names <= {str} or _is_any_unclean(children, kinds)
+        if not found.oversize and found.needs_cleaning and int in kinds:
+            # Writing an integer takes the square of its digits, so what many take is found first.
+            bits = [child.bit_length() for child in children if type(child) is int]
+            written = sum(count for count in bits if count <= MAX_INTEGER_BITS)
+            found.oversize = written * 3 // 10 > max_bytes
         level = []
         if not kinds.isdisjoint(_CONTAINERS):
             level = [child for child in children if type(child) in _CONTAINERS]
@@ -119,8 +125,8 @@ def clean_measured(
 
     For values whose depth has been checked. One without faults is returned as it is, not copied.
     """
-    data = encode_raw(value, found)
-    if not found.oversize and (data is None or found.needs_cleaning or _ESCAPED_NUL in data):
+    data = encode_raw(value, found) if found.oversize or not found.needs_cleaning else None
+    if not found.oversize and (data is None or _ESCAPED_NUL in data):
         value = clean_value(value, tally, exact_integers=exact_integers)
         data = canonical_json(value)
     return value, None if data is None else len(data)

@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from app.domain.contract import CONTRACT_VERSION, STATUSES, ContractViolation
+from app.domain.contract import CONTRACT_VERSION, STATUS_FAILED, STATUSES, ContractViolation
 from app.domain.normalizer.actions import normalize_actions
 from app.domain.normalizer.budget import Draft, fit
 from app.domain.normalizer.canonical import Tally, clean_text, count_bytes, cut_text
@@ -14,6 +14,8 @@ from app.domain.normalizer.outputs import name_output, normalize_output
 from app.domain.normalizer.state import normalize_state
 from app.domain.policy import DEFAULT_POLICY, UiPolicy
 
+_WORDLESS_FAILURE = "Verktyget misslyckades utan att säga varför."
+
 
 class Normalized(msgspec.Struct, frozen=True, kw_only=True):
     """What may be stored of a result.
@@ -21,7 +23,8 @@ class Normalized(msgspec.Struct, frozen=True, kw_only=True):
     `ui_payload` holds `contract_version`, `outputs` and `next_actions`; `ui_payload_bytes` is its
     canonical JSON. `state` is None if the tool leaves its state unchanged. `notices` are the codes
     of the notices that the normalizer added, in the order in which they are shown. A failed
-    result is normalized like any other: that its state does not count is the caller's rule.
+    result is normalized like any other: that its state does not count is the caller's rule. Its
+    `error_summary` is never blank, also where the tool says nothing.
     `offers_steps` says whether the tool's own actions, or some of them, are among the next ones.
     """
 
@@ -59,6 +62,8 @@ def normalize(
     status = _check(raw)
     log = NoticeLog()
     error_summary = _error_summary(raw.get("error_summary"), policy, log)
+    if status == STATUS_FAILED and not (error_summary or "").strip():
+        error_summary = _WORDLESS_FAILURE
     state = normalize_state(raw.get("state"), policy, log)
     raw_outputs = raw.get("outputs") or []
     looked_at = list(enumerate(raw_outputs[: policy.max_outputs], start=1))

@@ -4,16 +4,13 @@ A key is kept whole or dropped whole: half a value would be a value that the too
 """
 
 from collections import defaultdict
+from collections.abc import Iterable
 from typing import Any
 
-from app.domain.normalizer.canonical import (
-    REMOVED,
-    Tally,
-    canonical_json,
-    clean_value,
-)
-from app.domain.normalizer.measure import Measure, clean_measured, is_deeper, measure
+from app.domain.normalizer.canonical import Tally, clean_value
+from app.domain.normalizer.measure import Measure, is_deeper, measure
 from app.domain.normalizer.notices import NoticeLog, Place, quote
+from app.domain.normalizer.weight import weigh_entries
 from app.domain.policy import UiPolicy
 
 _LISTED_KEYS = 20
@@ -32,7 +29,7 @@ def normalize_state(raw: Any, policy: UiPolicy, log: NoticeLog) -> dict[str, Any
         place.note("state_not_object", "det är inte ett JSON-objekt och ändras därför inte")
         return None
     state: dict[str, Any] = raw
-    if any(type(key) is not str for key in raw):
+    if set(map(type, raw)) - {str}:
         state = {key: value for key, value in raw.items() if type(key) is str}
         place.tally["value_not_json"] += len(raw) - len(state)
     found = measure(state, policy.max_state_bytes)
@@ -54,18 +51,19 @@ def _drop_deep(state: dict[str, Any], found: Measure, place: Place) -> dict[str,
     least = "" if found.complete else "minst "
     place.note(
         "state_too_deep",
-        f"{least}{found.depth} nivåer, högst {cap} sparas: " + _list_dropped(state, {}, kept),
+        f"{least}{found.depth} nivåer, högst {cap} sparas: "
+        + _list_dropped(state, [0] * len(state), kept),
     )
     return {key: state[key] for key in kept}
 
 
 def _fit_bytes(state: dict[str, Any], place: Place) -> dict[str, Any]:
     cap = place.policy.max_state_bytes
-    sizes = _weigh(state, place)
-    total = sum(sizes.values()) + 1  # Braces, less the comma that the last entry has not.
+    sizes = weigh_entries(state)
+    total = sum(sizes) + 1  # Braces, less the comma that the last entry has not.
     if total <= cap or not state:
         return state
-    kept = _find_smallest(sizes, cap - 1)
+    kept = _find_smallest(state, sizes, cap - 1)
     place.note(
         "state_too_large", f"{total} byte, högst {cap} sparas: " + _list_dropped(state, sizes, kept)
     )
@@ -74,13 +72,11 @@ def _fit_bytes(state: dict[str, Any], place: Place) -> dict[str, Any]:
 
 def _fit_keys(state: dict[str, Any], place: Place) -> dict[str, Any]:
     cap = place.policy.max_json_keys
-    counts = {
-        key: 1 + measure(value, place.policy.max_state_bytes).keys for key, value in state.items()
-    }
-    total = sum(counts.values())
+    counts = [1 + measure(value, place.policy.max_state_bytes).keys for value in state.values()]
+    total = sum(counts)
     if total <= cap:
         return state
-    kept = _find_smallest(counts, cap)
+    kept = _find_smallest(state, counts, cap)
     place.note(
         "state_too_many_keys",
         f"{total} nycklar, högst {cap} sparas: " + _list_dropped(state, counts, kept),
@@ -88,33 +84,10 @@ def _fit_keys(state: dict[str, Any], place: Place) -> dict[str, Any]:
     return {key: state[key] for key in kept}
 
 
-def _weigh(state: dict[str, Any], place: Place) -> dict[str, int]:
-    """Return the canonical bytes of each entry: key, colon, value and a comma."""
-    sizes = {}
-    for key, value in state.items():
-        # Most keys need neither cleaning nor escapes, and a hostile state has a million of them.
-        if key.isascii() and key.isalnum():
-            size = len(key) + 4
-        else:
-            size = len(canonical_json(REMOVED.sub("", key))) + 2
-        try:
-            sizes[key] = size + len(canonical_json(value))
-        except (ValueError, TypeError, RecursionError):
-            sizes[key] = size + _weigh_unclean(value, place)
-    return sizes
-
-
-def _weigh_unclean(value: Any, place: Place) -> int:
-    cap = place.policy.max_state_bytes
-    size = clean_measured(value, measure(value, cap), Tally(), exact_integers=True)[1]
-    # What cannot be encoded as it is, and is too large to be cleaned, has no known size.
-    return cap if size is None else size
-
-
-def _find_smallest(sizes: dict[str, int], room: int) -> list[str]:
+def _find_smallest(state: Iterable[str], sizes: list[int], room: int) -> list[str]:
     """Return what is left when the largest keys, ties by name, go until the others find room."""
     by_size: defaultdict[int, list[str]] = defaultdict(list)
-    for name, size in sizes.items():
+    for name, size in zip(state, sizes, strict=True):
         by_size[size].append(name)
     kept: list[str] = []
     for size in sorted(by_size):
@@ -139,10 +112,12 @@ def _find_last(names: list[str], count: int) -> list[str]:
     return last
 
 
-def _list_dropped(state: dict[str, Any], sizes: dict[str, int], kept: list[str]) -> str:
+def _list_dropped(state: dict[str, Any], sizes: list[int], kept: list[str]) -> str:
     count = len(state) - len(kept)
     said = f"{count} av {len(state)} nycklar sparades inte"
     if count > _LISTED_KEYS:
         return said
-    names = sorted(state.keys() - set(kept), key=lambda name: (-sizes.get(name, 0), name))
-    return f"{said} ({', '.join(quote(name) for name in names)})"
+    dropped = state.keys() - set(kept)
+    entries = zip(state, sizes, strict=True)
+    largest = sorted((-size, name) for name, size in entries if name in dropped)
+    return f"{said} ({', '.join(quote(name) for _, name in largest)})"

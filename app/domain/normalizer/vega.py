@@ -23,6 +23,7 @@ _FORBIDDEN = {
     "vega_url_channel": "adresser (url) i encoding och mark är inte tillåtna",
     "vega_external_config": "inställningar (config, embedOptions) får inte hämtas utifrån",
     "vega_external_resource": "diagrammet får inte hämta resurser eller styra sidans element",
+    "vega_cursor_expression": "muspekaren (cursor) får inte räknas fram, bara anges som text",
     "vega_schema": "$schema måste vara Vega-Lite",
 }
 
@@ -122,6 +123,8 @@ class _Check:
                     if type(dataset) is dict:
                         self._parts += 1
                         pending.append(node._replace(value=dataset, key=key))
+            elif key == "repeat" and type(value) is dict:
+                self._visit_repeat(value, node._replace(key=key, copies=copies), pending)
             elif type(value) is str:
                 self._visit_text(value, node.in_config)
             elif type(value) is dict or type(value) is list:
@@ -132,6 +135,17 @@ class _Check:
                     self._layers += len(value) * copies
                 in_config = node.in_config or key == "config"
                 pending.append(_Node(value, key, depth, copies, in_config))
+
+    def _visit_repeat(self, repeat: dict[str, Any], node: _Node, pending: list[_Node]) -> None:
+        """Count the layers that it makes, once: a copy of the view is a layer of it already."""
+        others = dict(repeat)
+        if type(repeat.get("layer")) is list:
+            fields = others.pop("layer")
+            self._layers += node.copies if fields else 0
+            self._parts += 1
+            pending.append(node._replace(value=fields))
+        self._parts += 1
+        pending.append(node._replace(value=others))
 
     def _visit_text(self, text: str, in_config: bool) -> None:
         if in_config and ("://" in text or text.startswith("//")):
@@ -187,6 +201,10 @@ def _find_forbidden(key: str, value: Any, node: _Node) -> str | None:
         return "vega_external_config"
     if key == "usermeta" and type(value) is dict and "embedOptions" in value:
         return "vega_external_config"  # vega-embed obeys it: loader, config and patch addresses.
+    if key == "cursor" and type(value) not in (str, type(None)):
+        return "vega_cursor_expression"  # A text that is put together could say url(…).
+    if key == "name" and value == "cursor" and node.key in ("params", "signals"):
+        return "vega_cursor_expression"  # What Vega calls the pointer itself, whatever the mark.
     if key == "element":
         return "vega_external_resource"  # A parameter bound to any element of the page.
     if key == "$schema" and (type(value) is not str or "/schema/vega-lite/" not in value):

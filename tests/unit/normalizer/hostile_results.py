@@ -44,9 +44,12 @@ def _text(unit: bytes) -> bytes:
     return _result(b'[{"kind":"markdown","markdown":"%s"}]' % text)
 
 
-def _form(fields: bytes) -> bytes:
-    action = b'[{"action_id":"a","label":"b","kind":"form","fields":%s}]' % fields
-    return _result(actions=action)
+def _form(fields: bytes, count: int = 1) -> bytes:
+    actions = [
+        b'{"action_id":"a%d","label":"b","kind":"form","fields":%s}' % (i, fields)
+        for i in range(count)
+    ]
+    return _result(actions=b"[%s]" % b",".join(actions))
 
 
 def _charts(spec: bytes) -> bytes:
@@ -55,6 +58,7 @@ def _charts(spec: bytes) -> bytes:
     return _result(b"[" + b",".join([output] * count) + b"]")
 
 
+# Those of many parts have nearly as many as `contract` lets through.
 HOSTILE: dict[str, Callable[[], bytes]] = {
     "deep lists": lambda: _json(b"[" * 4_000_000 + b"]" * 4_000_000),
     "deep objects": lambda: _json(b'{"a":' * 1_200_000 + b"1" + b"}" * 1_200_000),
@@ -66,6 +70,11 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
         state=_object(590_000)[:-1] + b',"z":NaN,"y":1e400}'
     ),
     "many keys with surrogates": lambda: _result(state=_object(480_000, key="%06x\\ud800")),
+    "surrogates in the state": lambda: _result(state=_object(390_000, b'"\\ud800"')),
+    "surrogates in lists of the state": lambda: _result(state=_object(299_000, b'["\\ud800"]')),
+    "surrogates in lists of the state under few keys": lambda: _result(
+        state=_object(36_000, b"[%s]" % b",".join([b'"\\ud800"'] * 24))
+    ),
     "too many keys": lambda: _result(state=_object(830_000, key="%x")),
     "state of deep values": lambda: _result(state=_object(36_000, b"[[[[[[[[[[[]]]]]]]]]]]")),
     "huge text": lambda: _text(b"a"),
@@ -80,6 +89,14 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "small integers": lambda: _json(_fill(b"0")),
     "small integers in the state": lambda: _result(state=b'{"a":%s}' % _fill(b"0")),
     "integers of 20 digits": lambda: _json(_fill(b"9" * 20)),
+    "integers of 4000 digits": lambda: _json(b"[%s]" % b",".join([b"9" * 4000] * 2000)),
+    "integers of 4290 digits": lambda: _json(_fill(b"9" * 4290)),
+    "integers of 4290 digits in the state": lambda: _result(state=b'{"a":%s}' % _fill(b"9" * 4290)),
+    "integers of 4290 digits in cells": lambda: _result(
+        b'[{"kind":"table","columns":[{"key":"a","label":"A"},{"key":"b","label":"B"},'
+        b'{"key":"c","label":"C"}],"rows":[%s]}]'
+        % b",".join([b'{"a":%s,"b":%s,"c":%s}' % ((b"9" * 4290,) * 3)] * 640)
+    ),
     "integers of 4300 digits": lambda: _json(_fill(b"9" * 4300)),
     "integers of 4301 digits": lambda: _json(_fill(b"9" * 4301)),
     "one integer of 8 MiB": lambda: _json(b"9" * (MAX_RESULT_BYTES - _FRAME)),
@@ -87,14 +104,31 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "short strings": lambda: _json(_fill(b'"ab"')),
     "a million outputs": lambda: _result(_fill(b"1")),
     "a million actions": lambda: _result(actions=_fill(b"1")),
+    "many actions": lambda: _result(
+        actions=b"[%s]"
+        % b",".join(
+            b'{"action_id":"%05d","label":"b","kind":"form","fields":[],"prefill":{"a":1},"more":{}}'
+            % i
+            for i in range(59_000)
+        )
+    ),
     "a million rows": lambda: _result(
         b'[{"kind":"table","columns":[{"key":"a","label":"A"}],"rows":%s}]' % _fill(b"1")
     ),
     "a million fields": lambda: _form(_fill(b"1")),
     "fields without options": lambda: _form(
-        b"[" + b",".join(b'{"name":"%d","kind":"enum"}' % i for i in range(240_000)) + b"]"
+        b"[" + b",".join(b'{"name":"%d","kind":"enum"}' % i for i in range(199_000)) + b"]"
     ),
-    "equal fields": lambda: _form(b"[%s]" % b",".join([b'{"name":"a","kind":"text"}'] * 290_000)),
+    "fields of unusable options": lambda: _form(
+        b"[%s]"
+        % b",".join(b'{"name":"f%05d","kind":"enum","options":[1]}' % i for i in range(11_900)),
+        count=10,
+    ),
+    "options with unclean values": lambda: _form(
+        b'[{"name":"a","kind":"enum","options":[%s]}]'
+        % b",".join(b'{"value":"%05d\\ud800"}' % i for i in range(299_000))
+    ),
+    "equal fields": lambda: _form(b"[%s]" % b",".join([b'{"name":"a","kind":"text"}'] * 199_000)),
     "wide charts": lambda: _charts(b'{"a":[%s{}]}' % (b'"a",' * 128_000)),
     "charts of many parts": lambda: _charts(b'{"a":[%s]}' % b",".join([b'{"a":{}}'] * 3900)),
     "tables of NaN": lambda: _result(
@@ -104,7 +138,7 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
                 b'{"kind":"table","columns":[%s],"rows":[%s]}'
                 % (
                     b",".join(b'{"key":"%d","label":"x"}' % i for i in range(40)),
-                    b",".join([b"{%s}" % b",".join(b'"%d":NaN' % i for i in range(40))] * 290),
+                    b",".join([b"{%s}" % b",".join(b'"%d":NaN' % i for i in range(40))] * 280),
                 )
             ]
             * 50

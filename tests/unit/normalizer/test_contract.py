@@ -1,5 +1,6 @@
 """Decoding of an untrusted result.json: what is accepted as it is, what is refused and why."""
 
+import gc
 import json
 import math
 from typing import Any
@@ -8,8 +9,8 @@ import pytest
 
 from app.domain.contract import (
     MAX_CONTAINERS,
-    MAX_KEYS,
     MAX_NESTING,
+    MAX_PARTS,
     MAX_RESULT_BYTES,
     ContractViolation,
     decode_result,
@@ -59,7 +60,8 @@ def test_nan_is_decoded_and_long_integers_beside_it() -> None:
         (b'{"a":' * 100_000, "too_deep"),
         (b"[" * 100_000 + b"NaN" + b"]" * 100_000, "too_deep"),
         (b"[" + b"[]," * MAX_CONTAINERS + b"[]]", "too_many_values"),
-        (b"{" + b'"a":1,' * MAX_KEYS + b'"b":1}', "too_many_values"),
+        (b"{" + b'"a":1,' * (MAX_PARTS - 1) + b'"b":1}', "too_many_values"),
+        (b"{" + b'"a":[],' * (MAX_PARTS // 2) + b'"b":1}', "too_many_values"),
         (b'"' + b"x" * MAX_RESULT_BYTES + b'"', "too_large"),
     ],
     ids=lambda value: value if isinstance(value, str) else value[:12].hex(),
@@ -69,6 +71,18 @@ def test_what_is_no_result_is_refused(data: bytes, reason: str) -> None:
         decode_result(data)
     assert caught.value.reason == reason
     assert caught.value.message.startswith("Verktygets resultat ")
+
+
+def test_as_many_parts_as_allowed_are_decoded() -> None:
+    data = b"{" + b'"a":[],' * (MAX_PARTS // 2 - 1) + b'"b":1}'
+    assert decode_result(data) == {"a": [], "b": 1}
+
+
+def test_the_collector_goes_on_after_any_decoding() -> None:
+    decode_result(b"[]")
+    with pytest.raises(ContractViolation):
+        decode_result(b"[")
+    assert gc.isenabled()
 
 
 def test_nesting_at_the_cap_is_decoded_whatever_the_callers_depth() -> None:

@@ -1,15 +1,33 @@
 """What holds for every result, however wrong: no crash, caps, stable bytes, nothing silent."""
 
 import json
+import re
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from raw_results import ACTIONS, ANYTHING, JSON, OUTPUTS, RESULTS, action, markdown, result
+from raw_results import (
+    ACTIONS,
+    ANYTHING,
+    JSON,
+    KEYS,
+    OUTPUTS,
+    RESULTS,
+    SCALARS,
+    action,
+    field,
+    markdown,
+    messages,
+    result,
+    table,
+)
 
 from app.domain.contract import ContractViolation, decode_result
 from app.domain.normalizer import Normalized, canonical_json, normalize
+from app.domain.normalizer.canonical import Tally, clean_text, clean_value
+from app.domain.normalizer.notices import quote
+from app.domain.normalizer.weight import weigh_entries
 from app.domain.policy import CURATED_POLICY, DEFAULT_POLICY, UiPolicy
 
 POLICIES = st.sampled_from([DEFAULT_POLICY, CURATED_POLICY])
@@ -105,6 +123,81 @@ def test_whatever_changed_is_told(raw: Any) -> None:
     assert found.ui_payload["next_actions"] == by_id
 
 
+def _told(found: Normalized, where: str, lines: dict[str, str]) -> int:
+    """Return the sum of the figures that the notices of these codes tell about one place."""
+    return sum(
+        int(figure)
+        for code, words in lines.items()
+        for figure in re.findall(f"^{re.escape(where)}: {words}", messages(found, code), re.M)
+    )
+
+
+_ACTIONS_LOST = {
+    "action_invalid": r"(\d+) av \d+ togs bort",
+    "too_many_actions": r".*: (\d+) togs bort",
+}
+_FIELDS_LOST = {
+    "field_invalid": r"(\d+) av \d+ fält",
+    "field_duplicate": r"(\d+) av \d+ fält",
+    "too_many_fields": r".*: (\d+) togs bort",
+}
+_COLUMNS_LOST = {
+    "table_columns_invalid": r"(\d+) av \d+ kolumner",
+    "table_columns_duplicate": r"(\d+) av \d+ kolumner",
+    "table_too_many_columns": r".*: (\d+) togs bort",
+}
+_ROWS_GIVEN = {"table_too_many_rows": r"(\d+) rader, de första"}
+_ROWS_LOST = {"table_rows_invalid": r"(\d+) rader är inte"}
+
+
+_FIELDS = st.lists(st.builds(field, st.sampled_from(["a", "b", "c", ""])) | SCALARS, max_size=4)
+_ROWS = st.lists(st.just({"a": 1}) | SCALARS, max_size=4)
+
+
+@many
+@given(raw=RESULTS, fields=_FIELDS, rows=_ROWS, factor=st.sampled_from([1, 50, 400]))
+def test_notices_tell_how_much_was_dropped(
+    raw: Any, fields: list[Any], rows: list[Any], factor: int
+) -> None:
+    more = [action(f"x{n:02}", *(fields if n == 0 else [])) for n in range(min(factor, 12))]
+    raw["next_actions"] = more + raw["next_actions"]
+    raw["outputs"] = [table(rows), *raw["outputs"]]
+    for item in _objects(raw["outputs"]) + _objects(raw["next_actions"]):
+        for member in ("rows", "fields"):
+            if isinstance(item.get(member), list):
+                item[member] = item[member] * factor
+    found = _normalize(raw)
+    if found is None:
+        return
+    _check_actions_told(found, raw["next_actions"])
+    for position, (made, kept) in enumerate(
+        zip(raw["outputs"], found.ui_payload["outputs"], strict=False), start=1
+    ):
+        if kept["kind"] == "table":
+            where = f"Resultat {position} (tabell)"
+            column_count, row_count = len(made["columns"]), len(made["rows"])
+            assert column_count - len(kept["columns"]) == _told(found, where, _COLUMNS_LOST)
+            over = max(0, row_count - DEFAULT_POLICY.max_table_rows)
+            assert row_count - over - len(kept["rows"]) == _told(found, where, _ROWS_LOST)
+            assert _told(found, where, _ROWS_GIVEN) == (row_count if over else 0)
+
+
+def _check_actions_told(found: Normalized, given: list[Any]) -> None:
+    kept = {item["action_id"]: item for item in found.ui_payload["next_actions"]}
+    too_large = messages(found, "actions_too_large").splitlines()
+    assert len(given) - len(kept) == _told(found, "Nästa steg", _ACTIONS_LOST) + len(too_large)
+    for item in _objects(given):
+        name = item.get("action_id")
+        name = clean_text(name, Tally()) if isinstance(name, str) else None
+        if name in kept:
+            lost = len(item.get("fields") or []) - len(kept[name]["fields"])
+            assert lost == _told(found, f"Nästa steg {quote(name)}", _FIELDS_LOST)
+
+
+def _objects(values: list[Any]) -> list[dict[str, Any]]:
+    return [value for value in values if isinstance(value, dict)]
+
+
 @many
 @given(outputs=st.lists(OUTPUTS, max_size=8), bad=JSON)
 def test_bad_output_costs_no_other(outputs: list[Any], bad: Any) -> None:
@@ -191,6 +284,25 @@ def test_every_cap_holds_on_the_bytes(policy: UiPolicy, raw: Any, factor: int) -
         assert len(canonical_json(found.state)) <= policy.max_state_bytes
         assert depth <= policy.max_json_depth
         assert keys <= policy.max_json_keys
+
+
+# Numbers are weighed as the tool wrote them, so only those that the cleaning leaves are drawn.
+_EXACT = st.none() | st.integers() | st.just(0.5) | st.just(float("nan")) | st.text(max_size=5)
+_WEIGHED = st.recursive(
+    _EXACT | st.sampled_from(["\x00", "a\ud800", '"\\\n\x7f', "é😀"]),
+    lambda inner: st.lists(inner, max_size=7) | st.dictionaries(KEYS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@many
+@given(state=st.dictionaries(KEYS, _WEIGHED, max_size=4))
+def test_weights_are_those_of_the_clean_values(state: dict[str, Any]) -> None:
+    clean = [clean_value(value, Tally(), exact_integers=True) for value in state.values()]
+    names = [clean_text(key, Tally()) for key in state]
+    assert weigh_entries(state) == [
+        len(canonical_json({name: value})) - 1 for name, value in zip(names, clean, strict=True)
+    ]
 
 
 @many

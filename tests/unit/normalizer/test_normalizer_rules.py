@@ -131,6 +131,16 @@ def test_state_keeps_integers_exactly() -> None:
     assert found.notices == ()
 
 
+def test_many_long_integers_are_too_large_before_they_are_written() -> None:
+    long = [10**4000] * 100
+    found = normalize(result({"kind": "json", "value": long}, {"kind": "json", "value": long[:20]}))
+    assert found.notices == ("json_too_large", "integer_as_text")
+    assert f"det är {len(canonical_json(long))} byte" in messages(found, "json_too_large")
+    # What is too long for any reader takes four bytes, however long it is.
+    found = normalize(result({"kind": "json", "value": [10**400_000]}))
+    assert found.notices == ("integer_too_large",)
+
+
 def test_endless_integers_become_null() -> None:
     found = normalize(result(table([{"a": 10**5000}]), state={"a": [10**5000]}))
     assert found.ui_payload["outputs"][0]["rows"] == [{"a": None}]
@@ -223,6 +233,24 @@ def test_duplicate_and_unusable_fields_go_and_the_others_stay() -> None:
     assert "3 av 6 fält" in messages(found, "field_invalid")
 
 
+def test_of_thousands_of_useless_fields_the_first_are_looked_at_and_all_are_counted() -> None:
+    useless = [field(f"e{index}", "enum", options=[1]) for index in range(249)]
+    fields: list[Any] = [*useless, field("last looked at"), *useless, field("x"), 1]
+    found = normalize(result(actions=[action("a", *fields)]))
+    assert found.ui_payload["next_actions"][0]["fields"] == [field("last looked at")]
+    assert "250 av 501 fält" in messages(found, "field_invalid")
+    assert "501 fält, högst 25 visas: 250 togs bort" in messages(found, "too_many_fields")
+
+
+def test_of_thousands_of_useless_options_the_first_are_looked_at_and_all_are_counted() -> None:
+    useless: list[Any] = [{"value": index} for index in range(999)]
+    choices = [*useless, *options(1), *useless, 1]
+    found = normalize(result(actions=[action("a", field("x", "enum", options=choices))]))
+    assert found.ui_payload["next_actions"][0]["fields"][0]["options"] == options(1)
+    assert "1000 av 2000 alternativ" in messages(found, "option_invalid")
+    assert "2000 alternativ, högst 100 visas: 999 togs" in messages(found, "too_many_options")
+
+
 def test_duplicate_options_and_columns_go() -> None:
     doubled = [*options(2), {"value": "v0", "label": "Igen"}, {"label": "Utan"}]
     columns = [{"key": "a", "label": "A"}, {"key": "a", "label": "B"}]
@@ -262,6 +290,13 @@ def test_repairs_of_the_error_summary_are_told() -> None:
     assert found.error_summary == "a"
     assert found.notices == ("character_removed",)
     assert normalize(result() | {"error_summary": 7}).notices == ("error_summary_invalid",)
+
+
+@pytest.mark.parametrize("summary", [None, "", " \n", "\x00", 7])
+def test_failure_without_words_gets_some(summary: Any) -> None:
+    found = normalize(result(status="failed") | {"error_summary": summary})
+    assert found.error_summary == "Verktyget misslyckades utan att säga varför."
+    assert normalize(result() | {"error_summary": summary}).error_summary != found.error_summary
 
 
 def test_state_that_is_no_object_changes_nothing() -> None:
@@ -305,6 +340,15 @@ def test_of_thousands_of_equal_keys_the_last_by_name_stay() -> None:
     assert found.state is not None
     assert sorted(found.state) == sorted(names)[-DEFAULT_POLICY.max_json_keys :]
     assert str(len(canonical_json(dict.fromkeys(names, 0)))) in messages(found, "state_too_large")
+
+
+@pytest.mark.parametrize("junk", ["\x00", "\ud800", ["\ud800", {"\x00": "\udfff"}]], ids=ascii)
+def test_what_cannot_be_saved_does_not_count_towards_the_states_bytes(junk: Any) -> None:
+    state = {f"{index:06}": 0 for index in range(40_000)} | {"junk": [junk] * 9}
+    clean = state | {"junk": [["", {"": ""}] if isinstance(junk, list) else ""] * 9}
+    found = normalize(result(state=state))
+    told = messages(found, "state_too_large")
+    assert told.startswith(f"Verktygets sparade läge: {len(canonical_json(clean))} byte, högst")
 
 
 def test_state_key_that_is_too_deep_goes_alone() -> None:

@@ -92,6 +92,26 @@ VIOLATIONS: dict[str, tuple[str, Spec]] = {
         {"mark": {"type": "bar", "cursor": "URL(x)"}},
     ),
     "address in a list": ("vega_external_resource", {"encoding": {"range": ["url(//a)"]}}),
+    "cursor from an expression": (
+        "vega_cursor_expression",
+        {"mark": {"type": "bar", "cursor": {"expr": "'ur'+'l(https://a.example/x)'"}}},
+    ),
+    "cursor from a signal": (
+        "vega_cursor_expression",
+        {"view": {"cursor": {"signal": "'ur'+'l(https://a.example/x)'"}}},
+    ),
+    "cursor from an expression in a style": (
+        "vega_cursor_expression",
+        {"config": {"style": {"bar": {"cursor": {"expr": "datum.a"}}}}},
+    ),
+    "parameter that is the cursor": (
+        "vega_cursor_expression",
+        {"params": [{"name": "cursor", "expr": "'ur'+'l(//a.example)'"}]},
+    ),
+    "signal that is the cursor": (
+        "vega_cursor_expression",
+        {"config": {"signals": [{"name": "cursor", "update": "'ur'+'l(//a.example)'"}]}},
+    ),
     "bound element": (
         "vega_external_resource",
         {"params": [{"name": "p", "bind": {"element": "#password"}}]},
@@ -168,10 +188,40 @@ def test_notice_says_the_true_figures(code: str, spec: Spec, figures: tuple[str,
     assert all(figure in told for figure in figures)
 
 
+_TWO_LAYERS: Spec = {"layer": [_VIEW] * 2}
+
+
+@pytest.mark.parametrize(
+    ("repeat", "spec", "layers"),
+    [
+        ({"layer": ["a"] * 17}, _VIEW, 17),
+        ({"row": ["a"] * 2, "layer": ["b"] * 9}, _VIEW, 18),
+        ({"row": ["a"] * 2, "column": ["b"] * 3, "layer": ["c"] * 4}, _VIEW, 24),
+        ({"row": ["a"] * 3, "column": ["b"] * 3}, _TWO_LAYERS, 18),
+        # Each of the six is a layer, and has two of its own.
+        ({"layer": ["a"] * 6}, _TWO_LAYERS, 18),
+        ({"layer": ["a"] * 6}, {"repeat": {"layer": ["b"] * 2}, "spec": _VIEW}, 18),
+    ],
+)
+def test_repeated_layers_are_counted_once(repeat: Spec, spec: Spec, layers: int) -> None:
+    found = normalize(result({"kind": "vega_lite", "spec": {"repeat": repeat, "spec": spec}}))
+    assert f"{layers} lager, högst 16" in messages(found, "vega_too_many_layers")
+
+
 @pytest.mark.parametrize(
     "spec",
     [
         {"data": {"values": _rows(4000)}, "mark": "bar"},
+        {
+            "data": _INLINE,
+            "repeat": {"layer": ["a", "b", "c", "d", "e"]},
+            "spec": {"mark": "line", "encoding": {"y": {"field": {"repeat": "layer"}}}},
+        },
+        {"repeat": {"layer": ["a"] * 16}, "spec": _VIEW},
+        {"repeat": {"row": ["a"] * 2, "column": ["b"] * 2, "layer": ["c"] * 4}, "spec": _VIEW},
+        {"repeat": {"layer": []}, "spec": {"layer": [_VIEW] * 16}},
+        {"mark": {"type": "bar", "cursor": "pointer"}, "config": {"view": {"cursor": None}}},
+        {"params": [{"name": "bredd", "expr": "2 + 2"}], "name": "cursor", **_VIEW},
         {"datasets": {"a": _rows(4000), "b": _rows(4000)}, "data": {"name": "a"}, "mark": "bar"},
         {"data": {"name": "d", "values": []}, "layer": [{"data": {"name": "d"}, "mark": "bar"}]},
         {"layer": [_VIEW] * 16},
