@@ -15,7 +15,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from app.store.session_sweep import SweepReport
+from app.store.sweep_types import SweepReport
 from app.usecases.storage_sweep import OnProgress
 
 

@@ -28,15 +28,14 @@ from app.devstack import (
     free_port,
     run_devstack,
 )
-from app.domain.ids import new_uuid7
-from app.domain.users import Role, User
+from app.domain.users import Role
 from app.settings import load_settings
 from app.store import users
 from app.store.lifecycle import init_storage
 from app.store.migrate import migrate
 from app.store.objects import open_object_store
 from app.store.postgres import open_database
-from app.usecases.accounts import hash_password
+from app.usecases.accounts import create_user
 from app.usecases.seed import seed_catalogue
 
 START_TIMEOUT_SECONDS = 60
@@ -164,14 +163,9 @@ async def _prepare(environment: dict[str, str]) -> None:
     async with open_database(settings.database_url, size=1) as db:
         await seed_catalogue(db, now)
         for dev in DEV_USERS:
-            user = User(
-                id=new_uuid7(now),
-                username=dev.username,
-                display_name=dev.display_name,
-                role=dev.role,
-            )
             if await users.find_login(db, dev.username) is None:
-                await users.ensure_user(db, user, await hash_password(dev.password), now)
+                name, password, title = dev.username, dev.password, dev.display_name
+                await create_user(db, name, dev.role, password, now, display_name=title)
 
 
 def _spawn(

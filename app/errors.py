@@ -67,7 +67,7 @@ class MethodNotAllowed(AppError):
     default_detail = "Den metoden stöds inte på den här adressen."
 
 
-# --- 409, 410, 412, 413, 415, 416 -----------------------------------------------------------
+# --- 409, 410, 413, 415, 416 ----------------------------------------------------------------
 
 
 class Conflict(AppError):
@@ -103,11 +103,6 @@ class SessionFilesExpired(AppError):
         "De uppladdade filerna har sparats så länge som de får och är nu borttagna. "
         "Ladda upp dem igen för att fortsätta."
     )
-
-
-class PreconditionFailed(AppError):
-    code, status, title = "precondition_failed", 412, "Villkoret stämde inte"
-    default_detail = "Filen har ändrats under tiden."
 
 
 class PayloadTooLarge(AppError):

@@ -64,10 +64,10 @@ class Queue:
         except (RedisError, OSError) as error:
             log.warning("run.enqueue_failed", run_id=run_id, error=str(error))
 
-    async def hand_over_run(self, run_id: UUID, attempt: int, worker: str) -> None:
-        """Send a run that a worker gives back while its own job for it has not ended."""
+    async def hand_over_run(self, run_id: UUID, attempt: int, lease_owner: str) -> None:
+        """Send a run that a claim gives back while the claim's own job for it has not ended."""
         try:
-            await self._send(run_id, attempt, f"{_job_id(run_id, attempt)}:{worker}")
+            await self._send(run_id, attempt, f"{_job_id(run_id, attempt)}:{lease_owner}")
         except (RedisError, OSError) as error:
             log.warning("run.enqueue_failed", run_id=run_id, error=str(error))
 
@@ -86,9 +86,8 @@ def _job_id(run_id: UUID, attempt: int) -> str:
     return f"{RUN_PREFIX}{run_id}:{attempt}"
 
 
-@asynccontextmanager
-async def open_queue(settings: Settings) -> AsyncIterator[Queue]:
-    """Connect to the queue. A Redis that is away fails here, at start, and nowhere later."""
+def make_queue(settings: Settings) -> Queue:
+    """Make a queue that connects as it is used."""
     # Not arq's own create_pool: its connections would wait for ever for a Redis that hangs.
     pool: Any = ConnectionPool.from_url(
         settings.redis_url, socket_timeout=TIMEOUT_SECONDS, socket_connect_timeout=TIMEOUT_SECONDS
@@ -99,12 +98,20 @@ async def open_queue(settings: Settings) -> AsyncIterator[Queue]:
         job_deserializer=deserialize_job,
         default_queue_name=settings.queue_name,
     )
+    return Queue(arq, settings.queue_name)
+
+
+@asynccontextmanager
+async def open_queue(settings: Settings) -> AsyncIterator[Queue]:
+    """Connect to the queue. A Redis that is away fails here, at start, and nowhere later."""
+    queue = make_queue(settings)
     try:
         try:
-            await arq.ping()
+            await queue.arq.ping()
         except (RedisError, OSError) as error:
             raise Unavailable("redis") from error
-        yield Queue(arq, settings.queue_name)
+        yield queue
     finally:
         with suppress(RedisError, OSError):
+            arq: Any = queue.arq  # typed without this argument
             await arq.aclose(close_connection_pool=True)

@@ -2,10 +2,10 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from litestar import Litestar, Router
 from litestar.config.app import AppConfig
+from litestar.types import ASGIApp
 
 from app.api import (
     admin,
@@ -30,7 +30,7 @@ from app.wiring import open_services
 MAX_JSON_BODY_BYTES = 2_000_000
 
 
-def create_app(settings: Settings) -> Any:
+def create_app(settings: Settings) -> ASGIApp:
     """Make the ASGI application; its adapters are opened when it starts, closed when it stops."""
 
     @asynccontextmanager

@@ -1,4 +1,4 @@
-"""What /metrics tells: the requests of this process, and the state of storage and of the queue.
+"""What /metrics tells: requests of this process, and the state of storage, queue and upkeep.
 
 Sweeps run in workers, and any node may be asked: what is not of this process is read from
 PostgreSQL when a scrape asks. So every node tells the same; rules take the maximum over nodes.
@@ -32,6 +32,8 @@ from app.store import runs
 from app.store.lifecycle import LifecycleState, LifecycleWatch
 from app.store.postgres import Database
 from app.store.sweep_ledger import StorageStatus, get_status
+from app.store.sweep_types import SweepReport
+from app.store.upkeep import Upkeep, get_upkeep
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 # Prometheus gives up on a scrape after 10 s, and would then learn nothing at all.
@@ -43,6 +45,10 @@ _UNFINISHED: Final = ("queued", "running")
 _UNKNOWN: Final = "unknown"
 
 T = TypeVar("T")
+# What of a state becomes a metric: name without prefix, help text, and how it is read.
+Gauges = tuple[tuple[str, str, Callable[[T], float | None]], ...]
+Counters = tuple[tuple[str, str, Callable[[T], int]], ...]
+
 log = get_log(__name__)
 
 
@@ -51,14 +57,15 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
 
     storage: StorageStatus | None = None
     unfinished: dict[str, int] | None = None
+    upkeep: Upkeep | None = None
     lifecycle: LifecycleState | None = None
 
 
 async def take_snapshot(db: Database, lifecycle: LifecycleWatch) -> Snapshot:
     """Read what all nodes share. Never raises for a dependency that is down or does not answer."""
     known, state = await asyncio.gather(_in_time(_read_database(db)), lifecycle.find_state())
-    storage, unfinished = known or (None, None)
-    return Snapshot(storage=storage, unfinished=unfinished, lifecycle=state)
+    storage, unfinished, upkeep = known or (None, None, None)
+    return Snapshot(storage=storage, unfinished=unfinished, upkeep=upkeep, lifecycle=state)
 
 
 class Metrics:
@@ -111,17 +118,20 @@ class _SnapshotCollector(Collector):
         self._snapshot = snapshot
 
     def collect(self) -> Iterator[Metric]:
-        storage, unfinished = self._snapshot.storage, self._snapshot.unfinished
+        storage, upkeep = self._snapshot.storage, self._snapshot.upkeep
         yield GaugeMetricFamily(
             "skriptoteket_storage_status_up",
-            "1 if PostgreSQL told this scrape the state of storage and runs; at 0 they are absent.",
+            "1 if PostgreSQL told this scrape the state of storage, runs, retention and deletions; "
+            "at 0 they are absent.",
             value=float(storage is not None),
         )
         yield _list_states(self._snapshot.lifecycle)
-        if unfinished is not None:
-            yield _count_unfinished(unfinished)
+        if self._snapshot.unfinished is not None:
+            yield _count_unfinished(self._snapshot.unfinished)
         if storage is not None:
-            yield from _list_storage(storage)
+            yield from _list_known(storage, _STORAGE_GAUGES, _STORAGE_COUNTERS)
+        if upkeep is not None:
+            yield from _list_known(upkeep, _UPKEEP_GAUGES, _UPKEEP_COUNTERS)
 
 
 def _list_states(now: LifecycleState | None) -> Metric:
@@ -148,12 +158,12 @@ def _count_unfinished(unfinished: dict[str, int]) -> Metric:
     return family
 
 
-def _list_storage(status: StorageStatus) -> Iterator[Metric]:
-    for name, words, read in _GAUGES:
+def _list_known(status: T, gauges: Gauges[T], counters: Counters[T]) -> Iterator[Metric]:
+    for name, words, read in gauges:
         # What is not known has no sample: no number would be true.
         if (value := read(status)) is not None:
             yield GaugeMetricFamily(f"skriptoteket_{name}", words, value=float(value))
-    for name, words, total in _COUNTERS:
+    for name, words, total in counters:
         yield CounterMetricFamily(f"skriptoteket_{name}", words, value=total(status))
 
 
@@ -161,8 +171,8 @@ def _timestamp(at: datetime | None) -> float | None:
     return None if at is None else at.timestamp()
 
 
-def _of_report(status: StorageStatus, name: str) -> float | None:
-    return None if status.report is None else status.report.get(name)
+def _of_report(read: Callable[[SweepReport], float]) -> Callable[[StorageStatus], float | None]:
+    return lambda status: None if status.report is None else read(status.report)
 
 
 _LAST_SWEEP = "As the last sweep left it."
@@ -170,7 +180,7 @@ _LAST_WALK = (
     "Counted blob by blob, each part of the bucket when it was last walked: none of it longer ago "
     "than skriptoteket_session_files_walked_timestamp_seconds."
 )
-_GAUGES: tuple[tuple[str, str, Callable[[StorageStatus], float | None]], ...] = (
+_STORAGE_GAUGES: Gauges[StorageStatus] = (
     (
         "session_file_sets",
         f"Sets of session files (one a user, tool and context) in the bucket. {_LAST_SWEEP}",
@@ -227,22 +237,29 @@ _GAUGES: tuple[tuple[str, str, Callable[[StorageStatus], float | None]], ...] = 
     ),
     (
         "sweep_duration_seconds",
-        "How long the last sweep that ended well took.",
-        lambda s: _of_report(s, "duration_seconds"),
+        "How long the last sweep that got to its end took.",
+        _of_report(lambda report: report.duration_seconds),
     ),
     (
         "sweep_complete",
-        "1 if the last sweep that ended well got through the whole bucket, 0 if its time was up; "
-        "the next one begins with the rest.",
-        lambda s: _of_report(s, "is_complete"),
+        "1 if the last sweep that got to its end went through the whole bucket, 0 if its time was "
+        "up; the next one begins with the rest.",
+        _of_report(lambda report: report.is_complete),
     ),
     (
         "sweep_unreadable_manifests",
-        "Manifests that the last sweep that ended well could not read; their sets are kept.",
-        lambda s: _of_report(s, "unreadable"),
+        "Manifests and journals that the last sweep that got to its end could not read; what they "
+        "tell of is kept.",
+        _of_report(lambda report: report.unreadable),
+    ),
+    (
+        "sweep_refused",
+        "Sets, journals and uploads of which S3 refused something to the last sweep that got to "
+        "its end; the next one tries again.",
+        _of_report(lambda report: report.failed),
     ),
 )
-_COUNTERS: tuple[tuple[str, str, Callable[[StorageStatus], int]], ...] = (
+_STORAGE_COUNTERS: Counters[StorageStatus] = (
     (
         "sweeps",
         "Sweeps of session files that were begun, by any process of this installation.",
@@ -256,9 +273,52 @@ _COUNTERS: tuple[tuple[str, str, Callable[[StorageStatus], int]], ...] = (
 )
 
 
-async def _read_database(db: Database) -> tuple[StorageStatus, dict[str, int]]:
+_UPKEEP_GAUGES: Gauges[Upkeep] = (
+    (
+        "retention_succeeded_timestamp_seconds",
+        "When runs and artifacts past their time were last deleted well, if there were any; absent "
+        "before the first time.",
+        lambda u: _timestamp(u.retention_succeeded_at),
+    ),
+    (
+        "retention_complete",
+        "1 if retention left nothing past its time when it last ended well, 0 if its time was up; "
+        "the next one goes on.",
+        lambda u: u.retention_is_complete,
+    ),
+    (
+        "deletions_pending",
+        "Users and tools that are deleted for everybody, with files and runs that are not gone "
+        "yet, in the moment of the scrape.",
+        lambda u: u.pending_deletions,
+    ),
+    (
+        "deletions_oldest_timestamp_seconds",
+        "When the longest pending deletion was asked for; absent while none is.",
+        lambda u: _timestamp(u.oldest_deletion_at),
+    ),
+)
+_UPKEEP_COUNTERS: Counters[Upkeep] = (
+    (
+        "retentions",
+        "Times that retention was begun, by any process of this installation.",
+        lambda u: u.retentions_total,
+    ),
+    (
+        "retention_failures",
+        "Those that ended in an error or were killed; the latter count when the next one begins.",
+        lambda u: u.retention_failures_total,
+    ),
+)
+
+
+async def _read_database(db: Database) -> tuple[StorageStatus, dict[str, int], Upkeep]:
     async with db.connection() as connection:
-        return await get_status(connection), await runs.count_unfinished(connection)
+        return (
+            await get_status(connection),
+            await runs.count_unfinished(connection),
+            await get_upkeep(connection),
+        )
 
 
 async def _in_time(work: Coroutine[Any, Any, T]) -> T | None:

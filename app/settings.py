@@ -44,7 +44,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     run_retention_days: Positive = 180  # then a run goes with its payload and its artifacts
     session_files_ttl_seconds: Positive = 86_400
     sweep_requests_per_second: Positive = 200  # the sweep never asks S3 faster
-    sweep_max_seconds: Positive = 2_700  # what is left then comes first in the next hour
+    # What is left then comes first in the next hour, which has to hold a sweep and its end.
+    sweep_max_seconds: Annotated[int, Meta(gt=0, le=3_300)] = 2_700
 
     upload_max_files: Positive = 20
     upload_max_file_bytes: Positive = 20_000_000
@@ -74,10 +75,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     run_processes: Positive = 256
     run_work_bytes: Positive = 512 * MIB
     run_output_max_bytes: Positive = 200_000
-    run_result_max_bytes: Positive = 8 * MIB
+    run_result_max_bytes: Annotated[int, Meta(gt=0, le=8 * MIB)] = 8 * MIB  # the contract's limit
     run_max_attempts: Positive = 2
     run_queue_timeout_seconds: Positive = 600
-    run_lease_seconds: Positive = 15
+    run_lease_seconds: Positive = 15  # at least two heartbeats
     run_heartbeat_seconds: Positive = 5
     run_sweep_seconds: Positive = 10
     run_max_unfinished: Positive = 4
@@ -113,10 +114,20 @@ def load_settings(environ: Mapping[str, str] | None = None) -> Settings:
         settings = msgspec.convert(raw, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise SettingsError(f"settings: {error}".replace("`$.", "`").replace("$.", "")) from None
+    _check_pairs(settings)
+    return settings
+
+
+def _check_pairs(settings: Settings) -> None:
+    """Refuse values that are each right and do not go together."""
     day_seconds, ttl_seconds = settings.lifecycle_day_seconds, settings.session_files_ttl_seconds
     if settings.lifecycle_days * day_seconds < 2 * ttl_seconds + day_seconds:
         # Rules count whole days from creation: a shorter period could delete a live set.
         raise SettingsError("LIFECYCLE_DAYS must be at least 2 x SESSION_FILES_TTL_SECONDS + 1 day")
+    if settings.run_lease_seconds < 2 * settings.run_heartbeat_seconds:
+        # A heartbeat that comes late must not cost the run.
+        raise SettingsError("RUN_LEASE_SECONDS must be at least 2 x RUN_HEARTBEAT_SECONDS")
+    if settings.upload_buffer_max_bytes < settings.upload_buffer_bytes:
+        raise SettingsError("UPLOAD_BUFFER_MAX_BYTES must be at least UPLOAD_BUFFER_BYTES")
     if settings.app_env == "production" and settings.sandbox == "process":
         raise SettingsError("SANDBOX=process is no security boundary: not with APP_ENV=production")
-    return settings

@@ -3,22 +3,26 @@
 #
 #   infra/build-runner-image.sh [--name NAME] [--base IMAGE | --debootstrap | --if-possible]
 #
-# --base         the image to start from (default: python:3.11-slim-bookworm, from its registry)
+# --base         the image to start from (default: BASE_IMAGE, or python:3.11-slim-bookworm). A tag
+#                moves; NAME@sha256:… does not. Once pulled, an image tells its digest:
+#                docker image inspect --format '{{index .RepoDigests 0}}' python:3.11-slim-bookworm
 # --debootstrap  make the base from Debian packages, where no image registry can be reached; needs
-#                root and the debootstrap package. DEBIAN_MIRROR names another mirror.
+#                root and the debootstrap package. DEBIAN_MIRROR names another mirror; one of a day at
+#                snapshot.debian.org should bring the same packages again (not tried).
 # --if-possible  with whichever of the two works here; where none does, say so and end well, for
 #                tools can run without Docker
 #
 # Python packages are downloaded here and go in with the build context: a container that builds
-# needs no network and no certificates. An image is current when its label holds the hash of all
-# that goes into it.
+# needs no network and no certificates. An image is current when its labels hold the hash of all that
+# goes into it, and the ID of its base as that is here now: after a `docker pull` that brought another
+# one, it is built again. The registry itself is asked only for a base that is not here and is needed.
 #
 # What is in the image, as a CycloneDX bill of materials:
 #   docker run --rm --entrypoint cat skriptoteket-runner /opt/skriptoteket/sbom.json
 set -euo pipefail
 
 NAME=skriptoteket-runner
-BASE=python:3.11-slim-bookworm
+BASE=${BASE_IMAGE:-python:3.11-slim-bookworm}
 DEBOOTSTRAP=
 IF_POSSIBLE=
 MIRROR=${DEBIAN_MIRROR:-http://deb.debian.org/debian}
@@ -26,6 +30,7 @@ SUITE=bookworm
 PYTHON_VERSION=3.11
 PIP_REQUIREMENT='pip==25.3 --hash=sha256:9655943313a94722b7774661c21049070f6bbb0a1516bf02f7c8d5d9201514cd'
 LABEL=org.skriptoteket.content
+BASE_LABEL=org.skriptoteket.base
 
 infra=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/skriptoteket
@@ -37,7 +42,7 @@ main() {
             --base) BASE=${2:?--base needs a value}; shift 2 ;;
             --debootstrap) DEBOOTSTRAP=1; shift ;;
             --if-possible) IF_POSSIBLE=1; shift ;;
-            -h | --help) sed -n '2,18s/^# \{0,1\}//p' "$0"; exit 0 ;;
+            -h | --help) sed -n '2,22s/^# \{0,1\}//p' "$0"; exit 0 ;;
             *) fail "unknown argument: $1" ;;
         esac
     done
@@ -45,8 +50,8 @@ main() {
         give_up "no Docker daemon answers (see infra/start-docker.sh)"
     fi
     if [[ -n $IF_POSSIBLE ]]; then
-        if is_current "$NAME" "$(content_of "$BASE")" ||
-            is_current "$NAME" "$(DEBOOTSTRAP=1 content_of "$NAME-base")"; then
+        if is_made_of "$NAME" "$(content_of "$BASE")" "$BASE" ||
+            is_made_of "$NAME" "$(DEBOOTSTRAP=1 content_of "$NAME-base")" "$NAME-base"; then
             echo "$NAME is current"
             return
         fi
@@ -56,21 +61,25 @@ main() {
     [[ -z $DEBOOTSTRAP ]] || BASE=$NAME-base
     local content
     content=$(content_of "$BASE")
-    if is_current "$NAME" "$content"; then
+    if is_made_of "$NAME" "$content" "$BASE"; then
         echo "$NAME is current"
         return
     fi
-    [[ -z $DEBOOTSTRAP ]] || make_base
+    if [[ -n $DEBOOTSTRAP ]]; then
+        make_base
+    elif [[ -z $(id_of "$BASE") ]]; then
+        docker pull --quiet "$BASE"
+    fi
     work=$(mktemp -d)
     trap 'rm -rf "$work"' EXIT
     fill_context "$work"
     docker build --build-arg "BASE_IMAGE=$BASE" --label "$LABEL=$content" \
-        --tag "$NAME" --file "$infra/runner.Dockerfile" "$work"
+        --label "$BASE_LABEL=$(id_of "$BASE")" --tag "$NAME" --file "$infra/runner.Dockerfile" "$work"
     echo "$NAME is built"
 }
 
 choose_way() {
-    if docker image inspect "$BASE" >/dev/null 2>&1 ||
+    if [[ -n $(id_of "$BASE") ]] ||
         timeout 120 docker pull --quiet "$BASE" >/dev/null 2>&1; then
         return
     fi
@@ -102,9 +111,19 @@ hash_files() {
         runner/requirements.txt runner/apt-packages.txt runner/*.py)
 }
 
-is_current() {
-    [[ $(docker image inspect --format "{{index .Config.Labels \"$LABEL\"}}" "$1" 2>/dev/null) == "$2" ]]
+is_current() { [[ $(inspect "$1" "{{index .Config.Labels \"$LABEL\"}}") == "$2" ]]; }
+
+# Tell whether image $1 was made of content $2, from base $3 as it is here.
+is_made_of() {
+    local base
+    base=$(id_of "$3")
+    is_current "$1" "$2" &&
+        [[ -z $base || $(inspect "$1" "{{index .Config.Labels \"$BASE_LABEL\"}}") == "$base" ]]
 }
+
+id_of() { inspect "$1" '{{.Id}}'; }
+
+inspect() { docker image inspect --format "$2" "$1" 2>/dev/null || true; }
 
 apt_packages() { tr '\n' ' ' <"$infra/runner/apt-packages.txt"; }
 
@@ -190,4 +209,7 @@ pip_command() {
     fail "neither pip nor uv is here to download Python packages with"
 }
 
-main "$@"
+# A test sources this file, and calls it with less to build.
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
+    main "$@"
+fi

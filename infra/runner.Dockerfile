@@ -2,6 +2,7 @@
 #   apt-packages.txt  requirements.txt  wheels/ (pip itself among them)  runner/*.py  runner_sbom.py
 # The base may come from a registry or from debootstrap; then all Debian packages are there already,
 # and nothing in here needs a network.
+# A tag, which moves; NAME@sha256:… is taken as well.
 ARG BASE_IMAGE=python:3.11-slim-bookworm
 
 FROM ${BASE_IMAGE} AS packages

@@ -3,12 +3,33 @@
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from service import Service
+from xdist.scheduler import LoadScopeScheduling
 
 from app.dev import run_service
 from app.devstack import DevStack, free_port, run_devstack
+
+# Tests of one service share it: a second process that ran some of them would start it again.
+STACKS = {"tests/e2e/": "the service", "tests/faults/": "the cluster"}
+# These start what they need themselves, and mostly wait for it.
+ALONE = {"test_dev_command.py", "test_time_to_live.py", "test_killed_workers.py"}
+
+
+class ByStack(LoadScopeScheduling):  # type: ignore[misc]
+    """Give each process whole files, and all files that share a stack of servers to one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        if path.rpartition("/")[2] in ALONE:
+            return path
+        return next((stack for folder, stack in STACKS.items() if path.startswith(folder)), path)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByStack:
+    return ByStack(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -104,6 +104,7 @@ def make_run(key: SessionFilesKey, files: Sequence[StoredFile], **fields: Any) -
             "kind": RunKind.INITIAL,
             "source_kind": "tool_version",
             "attempt": 1,
+            "lease_owner": "test",
             "superseded": False,
             "inputs": None,
             "action": None,

@@ -11,14 +11,12 @@ import asyncpg
 import msgspec
 from redis.asyncio import Redis
 
-from app.domain.ids import new_uuid7
-from app.domain.users import Role, User
+from app.domain.users import Role
 from app.settings import load_settings
-from app.store import users
 from app.store.objects import open_object_store
 from app.store.postgres import open_database
 from app.store.redis import LoginSession
-from app.usecases.accounts import create_token, hash_password
+from app.usecases.accounts import create_token, create_user
 
 PASSWORD = "mycket-hemligt"
 
@@ -105,9 +103,9 @@ def add_user(environment: Mapping[str, str], username: str, role: Role = "user")
 
     async def add() -> str:
         now = datetime.now(UTC)
-        user = User(id=new_uuid7(now), username=username, display_name=username, role=role)
         async with open_database(load_settings(environment).database_url, size=1) as db:
-            assert await users.ensure_user(db, user, await hash_password(PASSWORD), now)
+            user = await create_user(db, username, role, PASSWORD, now)
+        assert user is not None, "the name is taken"
         return str(user.id)
 
     return asyncio.run(add())
@@ -118,9 +116,9 @@ def add_program(environment: Mapping[str, str], username: str) -> tuple[str, str
 
     async def add() -> tuple[str, str]:
         now = datetime.now(UTC)
-        user = User(id=new_uuid7(now), username=username, display_name=username, role="user")
         async with open_database(load_settings(environment).database_url, size=1) as db:
-            assert await users.ensure_user(db, user, "none", now)
+            user = await create_user(db, username, "user", None, now)
+            assert user is not None, "the name is taken"
             _, token = await create_token(db, user, "tests", None, now)
         return str(user.id), token
 

@@ -3,14 +3,16 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from uuid import UUID
+from dataclasses import dataclass, field
 
+from app.domain.runs import ClaimedRun
 from app.errors import Unavailable
 from app.log import get_log
 from app.settings import Settings
 from app.store import runs
 from app.store.events import RunEvents, Subscription
 from app.store.postgres import Database
+from workers.interruptible import Interruptible
 
 # A cancel request that came before anybody listened is found by then; most runs have ended.
 FIRST_BEAT_SECONDS = 0.25
@@ -28,57 +30,61 @@ class CancelRequested(Exception):
     """The user asked to stop, and the work did not end by itself."""
 
 
+@dataclass(frozen=True)
+class Lease:
+    """What the holder of a lease works under."""
+
+    # Set when the user asks to stop.
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    # What needs the lease: interrupted with LeaseLost, and with CancelRequested where it does not
+    # heed the stop in time.
+    work: Interruptible = field(default_factory=Interruptible)
+
+
 @asynccontextmanager
 async def hold_lease(
-    db: Database, events: RunEvents, settings: Settings, run_id: UUID, owner: str
-) -> AsyncIterator[asyncio.Event]:
-    """Renew a lease that was just taken while the block runs; yields what is set to stop it.
+    db: Database, events: RunEvents, settings: Settings, run: ClaimedRun
+) -> AsyncIterator[Lease]:
+    """Renew a lease that was just taken until the block ends, whatever becomes of the work in it.
 
-    The block is ended when the lease is lost, and when it does not heed the stop in time.
-
-    Raises:
-        LeaseLost, CancelRequested: inside the block, in place of a cancellation.
+    So the block holds all that is done for the run, cleaning up and the writing of its end too.
     """
-    stop = asyncio.Event()
-    ended_by: list[type[Exception]] = []
-    task = asyncio.current_task()
-    assert task is not None, "a coroutine runs in a task"
-
-    async def beat() -> None:
-        async with events.subscribe(run_id, ready_seconds=1) as updates:
-            wait_seconds = FIRST_BEAT_SECONDS
-            while not ended_by:
-                await _wait_for_word(updates, wait_seconds)
-                wait_seconds = settings.run_heartbeat_seconds
-                try:
-                    wish = await runs.renew_lease(db, run_id, owner, settings.run_lease_seconds)
-                except Unavailable as error:
-                    # That says nothing about the lease, and all that is written is checked
-                    # against it: a restart of the database must not cost the run.
-                    log.warning("run.lease_unrenewed", run_id=run_id, error=str(error))
-                    continue
-                except Exception:
-                    # Whatever it is, without a heartbeat the run would be somebody else's.
-                    log.exception("run.lease_unrenewed", run_id=run_id)
-                    continue
-                if wish is None:
-                    ended_by.append(LeaseLost)
-                elif wish:
-                    stop.set()
-                    await asyncio.sleep(STOP_GRACE_SECONDS)
-                    ended_by.append(CancelRequested)
-        task.cancel()
-
-    heart = asyncio.create_task(beat(), name=f"lease:{run_id}")
+    lease = Lease()
+    heart = asyncio.create_task(_beat(db, events, settings, run, lease), name=f"lease:{run.id}")
     try:
-        yield stop
-    except asyncio.CancelledError:
-        if ended_by:
-            task.uncancel()
-            raise ended_by[0] from None
-        raise
+        yield lease
     finally:
         heart.cancel()
+
+
+async def _beat(
+    db: Database, events: RunEvents, settings: Settings, run: ClaimedRun, lease: Lease
+) -> None:
+    async with events.subscribe(run.id, ready_seconds=1) as updates:
+        wait_seconds = FIRST_BEAT_SECONDS
+        while True:
+            await _wait_for_word(updates, wait_seconds)
+            wait_seconds = settings.run_heartbeat_seconds
+            try:
+                wish = await runs.renew_lease(
+                    db, run.id, run.lease_owner, settings.run_lease_seconds
+                )
+            except Unavailable as error:
+                # That says nothing about the lease, and all that is written is checked against
+                # it: a restart of the database must not cost the run.
+                log.warning("run.lease_unrenewed", run_id=run.id, error=str(error))
+                continue
+            except Exception:
+                # Whatever it is, without a heartbeat the run would be somebody else's.
+                log.exception("run.lease_unrenewed", run_id=run.id)
+                continue
+            if wish is None:
+                lease.work.interrupt(LeaseLost())
+                return
+            if wish and not lease.stop.is_set():
+                lease.stop.set()
+                loop = asyncio.get_running_loop()
+                loop.call_later(STOP_GRACE_SECONDS, lease.work.interrupt, CancelRequested())
 
 
 async def _wait_for_word(updates: Subscription, seconds: float) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any, cast
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from arq import cron
 from arq.connections import ArqRedis
@@ -20,10 +20,12 @@ from app.errors import AppError
 from app.jobs import RUN_PREFIX, RUN_TOOL, WAKE_CHANNEL, deserialize_job, serialize_job
 from app.log import configure_logging, get_log
 from app.settings import Settings, SettingsError, load_settings
+from app.store.object_types import ConditionalWritesMissing, RequestRefused
 from app.wiring import open_services
+from workers.abandoned import AbandonedUploads
 from workers.blob_cache import make_blob_cache
 from workers.readiness import Readiness
-from workers.run_tool import RunTool
+from workers.run_tool import RunTool, longest_seconds
 from workers.sandbox import open_sandbox
 from workers.sandbox.base import SandboxUnavailable
 from workers.sandbox.directories import keep_left_over_removed
@@ -34,8 +36,12 @@ log = get_log(__name__)
 # With the wake-up message lost, an idle worker finds a job this late.
 POLL_SECONDS = 1.0
 WAKE_SECONDS = 60.0
-SWEEP_SECONDS = 3_000
-STAGING_SECONDS = 240  # beside the tool's own time: download, start, collect, upload, the end
+RETENTION_SECONDS = 3_000
+# What a sweep may take beyond the time after which it begins nothing new.
+SWEEP_END_SECONDS = 300
+# No run takes as long: all that it does has limits of its own. To a run the queue's limit would
+# look like the end of its worker, and it would be handed back for nothing, again and again.
+QUEUE_SECONDS = 86_400
 
 
 class WakingWorker(Worker):
@@ -131,6 +137,7 @@ async def run_worker(settings: Settings) -> None:
         stack.push_async_callback(sandbox.aclose)
         readiness = Readiness(sandbox)
         stack.push_async_callback(readiness.aclose)
+        abandoned = AbandonedUploads(services.paced_artifacts)
         do_run = RunTool(
             settings=settings,
             db=services.db,
@@ -140,14 +147,15 @@ async def run_worker(settings: Settings) -> None:
             queue=services.queue,
             sandbox=sandbox,
             readiness=readiness,
-            owner=f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}",
+            abandoned=abandoned,
+            worker=f"{socket.gethostname()}:{os.getpid()}",
             blob_cache=make_blob_cache(settings),
         )
         if do_run.blob_cache is not None:
             tidying = asyncio.create_task(do_run.blob_cache.keep_swept(), name="sweep-blob-cache")
             stack.callback(tidying.cancel)
-        # A run is over in the time that the queue gives it, and cleaned up after in less than that.
-        left_over = keep_left_over_removed(max_age_seconds=2 * _job_seconds(settings))
+        # A tool is over in this time, and cleaned up after in less than that.
+        left_over = keep_left_over_removed(max_age_seconds=2 * longest_seconds(settings))
         removing = asyncio.create_task(left_over, name="remove-left-over")
         stack.callback(removing.cancel)
         sweep = Sweep(
@@ -158,13 +166,14 @@ async def run_worker(settings: Settings) -> None:
             services.session_files,
             services.paced_artifacts,
             services.deletions,
+            abandoned,
         )
         worker = _make_worker(settings, services.queue.arq, do_run, sweep)
         # Apart from each other, since a deletion may take hours.
         for work in (sweep.recover_runs, sweep.finish_deletions):
             rounds = _by_the_clock(work, work.__name__, settings.run_sweep_seconds)
             stack.callback(asyncio.create_task(rounds, name=work.__name__).cancel)
-        log.info("worker.started", owner=do_run.owner, sandbox=sandbox.name)
+        log.info("worker.started", owner=do_run.worker, sandbox=sandbox.name)
         if settings.worker_ready_file is not None:
             ready_file = Path(settings.worker_ready_file)
             ready_file.touch()  # noqa: ASYNC240 - once, at start
@@ -174,7 +183,8 @@ async def run_worker(settings: Settings) -> None:
                 await worker.async_run()
         finally:
             await worker.end_jobs()
-        log.info("worker.stopped", owner=do_run.owner)
+            await abandoned.delete()
+        log.info("worker.stopped", owner=do_run.worker)
 
 
 async def _by_the_clock(work: Callable[[], Awaitable[None]], name: str, seconds: float) -> None:
@@ -205,7 +215,7 @@ def _make_worker(settings: Settings, arq: ArqRedis, do_run: RunTool, sweep: Swee
             func(
                 cast(WorkerCoroutine, run_tool),
                 name=RUN_TOOL,
-                timeout=_job_seconds(settings),
+                timeout=QUEUE_SECONDS,
                 keep_result=0,
                 # How often a run is tried is not the queue's to say: it counts also what a killed
                 # worker took, and would then drop the job.
@@ -217,14 +227,14 @@ def _make_worker(settings: Settings, arq: ArqRedis, do_run: RunTool, sweep: Swee
                 cast(WorkerCoroutine, cleanup_expired_session_files),
                 minute={17},
                 second={0},
-                timeout=SWEEP_SECONDS,
+                timeout=settings.sweep_max_seconds + SWEEP_END_SECONDS,
                 keep_result=0,
             ),
             cron(
                 cast(WorkerCoroutine, apply_retention),
                 minute={47},
                 second={0},
-                timeout=SWEEP_SECONDS,
+                timeout=RETENTION_SECONDS,
                 keep_result=0,
             ),
         ],
@@ -242,19 +252,16 @@ def _make_worker(settings: Settings, arq: ArqRedis, do_run: RunTool, sweep: Swee
     return worker
 
 
-def _job_seconds(settings: Settings) -> int:
-    """How long a worker may be at a run before the queue ends that."""
-    run_seconds = max(settings.run_timeout_seconds, settings.sandbox_run_timeout_seconds)
-    return run_seconds + STAGING_SECONDS
-
-
 def main() -> None:
     """Run a worker from the settings in the environment."""
     try:
         settings = load_settings()
         configure_logging(settings.log_level)
         asyncio.run(run_worker(settings))
-    except (SettingsError, AppError, SandboxUnavailable) as error:
+    except AppError as error:
+        log.error("worker.cannot_start", error=str(error), **error.details)
+        sys.exit(1)
+    except (SettingsError, SandboxUnavailable, ConditionalWritesMissing, RequestRefused) as error:
         log.error("worker.cannot_start", error=str(error))
         sys.exit(1)
 

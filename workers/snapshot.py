@@ -1,7 +1,6 @@
 """The files of a run: from this machine's cache or S3 to the worker's disk, each one verified."""
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext, suppress
@@ -14,14 +13,21 @@ from app.errors import AppError, SessionFilesExpired, Unavailable
 from app.log import get_log
 from app.store.session_files import FILES_REMOVED, SessionFilesKey, SessionFileStorageProtocol
 from workers.blob_cache import BlobCache
+from workers.retries import retry
 from workers.sandbox.base import InputFile
 
 PARALLEL_DOWNLOADS = 4
-# A server that restarts or fails over is back within this; a person hardly waits for longer, and a
-# job has four times as much for all that is not the tool. The lease is renewed meanwhile.
+# A server that restarts or fails over is back within this; then another worker may have more luck.
+# The lease is renewed meanwhile.
 PATIENCE_SECONDS = 60
+# All of a run's files are here by then, or S3 is too slow to be of use.
+STAGING_SECONDS = 120
 
 log = get_log(__name__)
+
+
+class SnapshotUnavailable(Exception):
+    """S3 is away or too slow. The tool has not run: it may be tried again later."""
 
 
 @asynccontextmanager
@@ -39,7 +45,7 @@ async def stage_snapshot(
     Raises:
         SessionFilesExpired: a file was deleted meanwhile, by a clear or by its time.
         FileDamaged: its bytes are not those stored.
-        Unavailable: S3 did not answer for PATIENCE_SECONDS.
+        SnapshotUnavailable: S3 did not answer for PATIENCE_SECONDS, or took STAGING_SECONDS.
     """
     if run.files and not run.session_has_files:
         raise SessionFilesExpired(FILES_REMOVED)
@@ -51,24 +57,20 @@ async def stage_snapshot(
     with cache.hold() if cache is not None else nullcontext() as hand:
         staging = _Staging(storage, run, directory, cache, hand)
         try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(staging.fetch(i)) for i in range(len(run.files))]
-        except* AppError as errors:
-            # A run ends with one reason: the first is as good as any.
-            reason = errors.exceptions[0]
-        else:
-            log.info(
-                "snapshot.ready",
-                run_id=run.id,
-                files=len(run.files),
-                bytes=sum(file.bytes for file in run.files),
-                hits=len(staging.hits),
-                hit_bytes=sum(file.bytes for file in staging.hits),
-                duration_ms=round((time.monotonic() - started) * 1000),
-            )
-            yield [task.result() for task in tasks]
-            return
-    raise reason
+            async with asyncio.timeout(STAGING_SECONDS):
+                files = await staging.fetch_all()
+        except (Unavailable, TimeoutError) as error:
+            raise SnapshotUnavailable(repr(error)) from error
+        log.info(
+            "snapshot.ready",
+            run_id=run.id,
+            files=len(run.files),
+            bytes=sum(file.bytes for file in run.files),
+            hits=len(staging.hits),
+            hit_bytes=sum(file.bytes for file in staging.hits),
+            duration_ms=round((time.monotonic() - started) * 1000),
+        )
+        yield files
 
 
 class _Staging:
@@ -89,7 +91,18 @@ class _Staging:
         self._turns = asyncio.Semaphore(PARALLEL_DOWNLOADS)
         self._end = time.monotonic() + PATIENCE_SECONDS
 
-    async def fetch(self, index: int) -> InputFile:
+    async def fetch_all(self) -> list[InputFile]:
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._fetch(i)) for i in range(len(self._files))]
+        except* AppError as errors:
+            # A run ends with one reason: the first is as good as any.
+            reason = errors.exceptions[0]
+        else:
+            return [task.result() for task in tasks]
+        raise reason
+
+    async def _fetch(self, index: int) -> InputFile:
         file = self._files[index]
         async with self._turns:
             path = await self._fetch_by_cache(index, file)
@@ -115,18 +128,14 @@ class _Staging:
 
     async def _download(self, file: StoredFile, path: Path) -> None:
         """Download one file; again from its beginning while S3 is away."""
-        delay = 0.2
-        while True:
-            try:
-                async with self._storage.open_file(self._key, file) as chunks:
-                    with path.open("wb") as target:
-                        async for chunk in chunks:
-                            target.write(chunk)
-                return
-            except Unavailable as error:
-                if time.monotonic() > self._end:
-                    raise
-                log.warning("snapshot.retried", blob_id=file.blob_id, error=str(error))
-            # Not all at the same moment: the server has just come back.
-            await asyncio.sleep(delay * random.uniform(0.5, 1))
-            delay = min(2 * delay, 2.0)
+
+        async def download() -> None:
+            async with self._storage.open_file(self._key, file) as chunks:
+                with path.open("wb") as target:
+                    async for chunk in chunks:
+                        target.write(chunk)
+
+        def report(error: Unavailable) -> None:
+            log.warning("snapshot.retried", blob_id=file.blob_id, error=str(error))
+
+        await retry(download, Unavailable, until=self._end, report=report)

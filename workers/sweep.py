@@ -5,12 +5,12 @@ from overlapping.
 """
 
 import asyncio
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
 from app.domain.runs import RunStatus
-from app.errors import AppError
 from app.jobs import Queue
 from app.log import get_log
 from app.settings import Settings
@@ -22,11 +22,12 @@ from app.store.session_files import SessionFileStorageProtocol
 from app.usecases.deletions import Deletions
 from app.usecases.retention import apply_retention
 from app.usecases.storage_sweep import clean_up_expired
+from workers.abandoned import AbandonedUploads
 
 log = get_log(__name__)
 
-# So long may an object store that hangs keep the recovery of runs waiting.
-DELETE_SECONDS = 2
+# So long may a Redis that hangs keep the next round waiting; that sends what is left.
+TELL_SECONDS = 5
 
 
 @dataclass(frozen=True)
@@ -40,45 +41,57 @@ class Sweep:
     session_files: SessionFileStorageProtocol
     artifacts: ArtifactStore
     deletions: Deletions
-    # Failed runs whose uploads are still to be deleted; what is lost of it goes by retention.
-    _abandoned: set[UUID] = field(default_factory=set)
+    abandoned: AbandonedUploads
 
     async def recover_runs(self) -> None:
-        """Send queued runs without a job again; queue or fail those whose worker is gone."""
+        """Send queued runs without a job again; queue or end those whose worker is gone."""
         async with self.db.try_lock("sweep:runs") as is_ours:
-            if not is_ours:
-                return
-            now = datetime.now(UTC)
-            seconds = self.settings.run_queue_timeout_seconds
-            run_seconds = max(
-                self.settings.run_timeout_seconds, self.settings.sandbox_run_timeout_seconds
-            )
-            for run_id in await runs.fail_overdue_runs(self.db, seconds, run_seconds, now):
-                log.warning("run.queue_timeout", run_id=run_id)
-                await self.events.publish(run_id, RunEvent(status=RunStatus.FAILED))
-            limits = (self.settings.run_max_attempts, self.settings.run_lease_seconds)
-            for run_id, attempt in await runs.recover_lost_runs(self.db, *limits, now):
-                log.warning("run.lost", run_id=run_id, is_requeued=attempt is not None)
-                if attempt is None:
-                    self._abandoned.add(run_id)
-                    await self.events.publish(run_id, RunEvent(status=RunStatus.FAILED))
-                else:
-                    await self.queue.enqueue_run(run_id, attempt)
-            for run_id, attempt in await runs.list_unsent(self.db):
-                await self.queue.resend_run(run_id, attempt)
-        # Last, and outside the lock: runs are recovered also while the object store is away.
-        await self._delete_abandoned()
-
-    async def _delete_abandoned(self) -> None:
-        """Delete what lost runs had uploaded of their results: nothing names it, or ever will."""
+            if is_ours:
+                ended = await self._end_overdue()
+                ended_too, to_send = await self._recover_lost()
+                # What was just recovered may be among them too.
+                to_send |= dict(await runs.list_unsent(self.db))
+            else:
+                ended, ended_too, to_send = {}, {}, {}
+        # Outside the lock: runs are recovered also while Redis or the object store is away.
         try:
-            async with asyncio.timeout(DELETE_SECONDS):
-                for run_id in list(self._abandoned):
-                    count = await self.artifacts.delete_all(run_id)
-                    self._abandoned.discard(run_id)
-                    log.info("run.uploads_deleted", run_id=run_id, count=count)
-        except (AppError, TimeoutError) as error:
-            log.warning("run.uploads_not_deleted", count=len(self._abandoned), error=repr(error))
+            async with asyncio.timeout(TELL_SECONDS):
+                await self._tell(ended | ended_too, to_send)
+        except TimeoutError:
+            log.warning("sweep.cut_short", ended=len(ended | ended_too), to_send=len(to_send))
+        await self.abandoned.delete()
+
+    async def _end_overdue(self) -> dict[UUID, RunStatus]:
+        """Fail what waited for too long; what ended."""
+        seconds = self.settings.run_queue_timeout_seconds
+        run_seconds = max(
+            self.settings.run_timeout_seconds, self.settings.sandbox_run_timeout_seconds
+        )
+        overdue = await runs.fail_overdue_runs(self.db, seconds, run_seconds, datetime.now(UTC))
+        for run_id in overdue:
+            log.warning("run.queue_timeout", run_id=run_id)
+        return dict.fromkeys(overdue, RunStatus.FAILED)
+
+    async def _recover_lost(self) -> tuple[dict[UUID, RunStatus], dict[UUID, int]]:
+        """Queue or end the runs of dead workers: what ended, and what is to be sent."""
+        limits = (self.settings.run_max_attempts, self.settings.run_lease_seconds)
+        ended: dict[UUID, RunStatus] = {}
+        to_send: dict[UUID, int] = {}
+        for run in await runs.recover_lost_runs(self.db, *limits, datetime.now(UTC)):
+            log.warning("run.lost", run_id=run.id, status=run.status, attempt=run.attempt)
+            if run.status is RunStatus.QUEUED:
+                to_send[run.id] = run.attempt
+            else:
+                ended[run.id] = run.status
+                self.abandoned.add(run.id)
+        return ended, to_send
+
+    async def _tell(self, ended: Mapping[UUID, RunStatus], to_send: Mapping[UUID, int]) -> None:
+        """Tell who waits for runs that ended, and send those that are queued."""
+        for run_id, status in ended.items():
+            await self.events.publish(run_id, RunEvent(status=status))
+        for run_id, attempt in to_send.items():
+            await self.queue.resend_run(run_id, attempt)
 
     async def finish_deletions(self) -> None:
         """Go on with users and tools that are being deleted: one query where there are none."""
@@ -90,4 +103,4 @@ class Sweep:
 
     async def apply_retention(self) -> None:
         """Delete runs and artifacts that are older than they are kept."""
-        await apply_retention(self.db, self.artifacts, self.settings, datetime.now(UTC))
+        await apply_retention(self.db, self.artifacts, self.settings)

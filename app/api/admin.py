@@ -7,7 +7,7 @@ from litestar import Router, delete, get, patch
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
-from app.api.deps import ADMINS, check_page_size, decode_cursor, encode_cursor
+from app.api.deps import ADMINS, check_page_size, cut_page, decode_cursor
 from app.api.schemas import (
     AccountPage,
     CuratedAppBody,
@@ -32,10 +32,8 @@ async def list_users(
     """All accounts by username."""
     size = check_page_size(limit)
     found = await users.list_users(services.db, decode_cursor(cursor, str), size + 1)
-    return AccountPage(
-        items=[view_account(user) for user in found[:size]],
-        next_cursor=encode_cursor(found[size - 1].username) if len(found) > size else None,
-    )
+    page, next_cursor = cut_page(found, size, lambda user: user.username)
+    return AccountPage(items=[view_account(user) for user in page], next_cursor=next_cursor)
 
 
 @delete("/users/{user_id:uuid}", status_code=204)

@@ -7,11 +7,12 @@ from typing import Any
 from urllib.parse import quote
 from uuid import UUID
 
-from litestar import Request, Response, Router, get
+from litestar import Response, Router, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 from litestar.response import Stream
 
+from app.api.deps import AnyRequest
 from app.api.errors import problem_response
 from app.api.schemas import (
     ArtifactLink,
@@ -44,7 +45,7 @@ async def list_artifacts(
 
 @get("/{run_id:uuid}/artifacts/{path:path}")
 async def download_artifact(
-    request: Request[Any, Any, Any],
+    request: AnyRequest,
     services: NamedDependency[Services],
     user: NamedDependency[User],
     run_id: FromPath[UUID],

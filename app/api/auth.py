@@ -4,11 +4,12 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from litestar import Request, Response, Router, delete, get, post
+from litestar import Response, Router, delete, get, post
 from litestar.datastructures import Cookie
 from litestar.di import NamedDependency
+from litestar.params import FromPath
 
-from app.api.deps import CSRF_COOKIE, PUBLIC, SESSION_COOKIE
+from app.api.deps import CSRF_COOKIE, PUBLIC, SESSION_COOKIE, AnyRequest
 from app.api.schemas import (
     LoginBody,
     NewTokenView,
@@ -18,7 +19,7 @@ from app.api.schemas import (
     view_token,
     view_user,
 )
-from app.domain.users import User
+from app.domain.users import User, normalize_username
 from app.errors import Invalid
 from app.store import users
 from app.usecases import accounts
@@ -27,7 +28,7 @@ from app.wiring import Services
 
 @post("/login", status_code=200, opt=PUBLIC)
 async def log_in(
-    request: Request[Any, Any, Any], services: NamedDependency[Services], data: LoginBody
+    request: AnyRequest, services: NamedDependency[Services], data: LoginBody
 ) -> Response[UserView]:
     """Log in with a password. Sets the session cookie and the readable CSRF cookie."""
     address = "unknown" if request.client is None else request.client.host
@@ -35,7 +36,7 @@ async def log_in(
         services.db,
         services.logins,
         (
-            (services.login_limit_by_account, data.username.strip().lower()),
+            (services.login_limit_by_account, normalize_username(data.username)),
             (services.login_limit_by_address, address),
         ),
         data.username,
@@ -59,7 +60,7 @@ async def log_in(
 
 @post("/logout", status_code=204)
 async def log_out(
-    request: Request[Any, Any, Any],
+    request: AnyRequest,
     services: NamedDependency[Services],
     user: NamedDependency[User],
 ) -> Response[None]:
@@ -105,7 +106,7 @@ async def create_token(
 
 @delete("/tokens/{token_id:uuid}", status_code=204)
 async def revoke_token(
-    services: NamedDependency[Services], user: NamedDependency[User], token_id: UUID
+    services: NamedDependency[Services], user: NamedDependency[User], token_id: FromPath[UUID]
 ) -> None:
     """Revoke an API token; it stops working at once."""
     await accounts.revoke_token(services.db, user, token_id)

@@ -3,6 +3,7 @@
 import base64
 import re
 import secrets
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Literal, TypeVar
 from uuid import UUID
@@ -43,7 +44,7 @@ CONTRIBUTORS = {"access": "contributor"}
 ADMINS = {"access": "admin"}
 
 
-class StrictRequest(Request[Any, Any, Any]):
+class StrictRequest(AnyRequest):
     """The framework's request, except that a body that is no JSON is never our fault."""
 
     async def json(self) -> Any:
@@ -150,7 +151,16 @@ def check_page_size(limit: int | None) -> int:
     return limit
 
 
-def encode_cursor(position: tuple[str, UUID] | UUID | str) -> str:
+def cut_page(
+    found: list[T], size: int, position: Callable[[T], tuple[str, UUID] | UUID | str]
+) -> tuple[list[T], str | None]:
+    """Make a page of what a query for one more than `size` found: (its items, `next_cursor`)."""
+    if len(found) <= size:
+        return found, None
+    return found[:size], _encode_cursor(position(found[size - 1]))
+
+
+def _encode_cursor(position: tuple[str, UUID] | UUID | str) -> str:
     return base64.urlsafe_b64encode(msgspec.json.encode(position)).decode().rstrip("=")
 
 

@@ -1,15 +1,22 @@
 """/editor: contributors write tools and try them out; admins publish."""
 
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import cast
 from uuid import UUID
 
 import msgspec
-from litestar import Request, Response, Router, delete, get, patch, post, put
+from litestar import Response, Router, delete, get, patch, post, put
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
-from app.api.deps import ADMINS, CONTRIBUTORS, check_page_size, decode_cursor, encode_cursor
+from app.api.deps import (
+    ADMINS,
+    CONTRIBUTORS,
+    AnyRequest,
+    check_page_size,
+    cut_page,
+    decode_cursor,
+)
 from app.api.runs import answer_action, answer_started
 from app.api.schemas import (
     ActionStarted,
@@ -31,7 +38,7 @@ from app.api.schemas import (
 from app.api.sessions import view_files
 from app.api.uploads import stream_form
 from app.domain.sessions import sandbox_context
-from app.domain.tools import InputSchema, parse_input_schema
+from app.domain.tools import ToolCode, parse_input_schema
 from app.domain.users import User
 from app.store import tools as tool_store
 from app.store.session_files import SessionFilesKey
@@ -53,11 +60,8 @@ async def list_own_tools(
     size = check_page_size(limit)
     after = decode_cursor(cursor, tuple[str, UUID])
     found = await tools.list_editable(services.db, user, after, size + 1)
-    last = found[size - 1] if len(found) > size else None
-    return EditorToolPage(
-        items=[view_editor_tool(tool) for tool in found[:size]],
-        next_cursor=None if last is None else encode_cursor((last.title, last.id)),
-    )
+    page, next_cursor = cut_page(found, size, lambda tool: (tool.title, tool.id))
+    return EditorToolPage(items=[view_editor_tool(tool) for tool in page], next_cursor=next_cursor)
 
 
 @post("/tools", status_code=201)
@@ -158,7 +162,7 @@ async def publish_version(
 
 @post("/tool-versions/{version_id:uuid}/run-sandbox", status_code=202, request_max_body_size=None)
 async def run_sandbox(
-    request: Request[Any, Any, Any],
+    request: AnyRequest,
     services: NamedDependency[Services],
     user: NamedDependency[User],
     version_id: FromPath[UUID],
@@ -176,7 +180,7 @@ async def run_sandbox(
 
 @post("/tool-versions/{version_id:uuid}/start-action", status_code=202)
 async def start_sandbox_action(
-    request: Request[Any, Any, Any],
+    request: AnyRequest,
     services: NamedDependency[Services],
     user: NamedDependency[User],
     version_id: FromPath[UUID],
@@ -196,7 +200,7 @@ async def show_sandbox_session(
 ) -> SessionView:
     """State, revision and actions of the caller's test session."""
     key = await _sandbox_key(services, user, version_id)
-    return await sessions.view_session(services.db, key.tool_id, key.user_id, key.context)
+    return await sessions.view_session(services.db, user, key)
 
 
 @get("/tool-versions/{version_id:uuid}/session-files")
@@ -220,8 +224,8 @@ async def clear_sandbox_files(
     await sessions.clear_files(services.db, services.session_files, key, datetime.now(UTC))
 
 
-def _code(data: NewVersionBody) -> tuple[str, str, InputSchema]:
-    return data.source, data.entrypoint, parse_input_schema(data.input_schema)
+def _code(data: NewVersionBody) -> ToolCode:
+    return ToolCode(data.source, data.entrypoint, parse_input_schema(data.input_schema))
 
 
 async def _sandbox_key(services: Services, user: User, version_id: UUID) -> SessionFilesKey:

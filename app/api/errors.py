@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 import msgspec
-from litestar import Request, Response
+from litestar import Response
 from litestar.exceptions import (
     HTTPException,
     MethodNotAllowedException,
@@ -14,6 +14,7 @@ from litestar.exceptions import (
     ValidationException,
 )
 
+from app.api.deps import AnyRequest
 from app.errors import (
     AppError,
     Forbidden,
@@ -70,13 +71,13 @@ def make_problem(error: AppError, request_id: str | None) -> Problem:
     )
 
 
-def on_app_error(_: Request[Any, Any, Any], error: AppError) -> Response[Problem]:
+def on_app_error(_: AnyRequest, error: AppError) -> Response[Problem]:
     if error.status >= 500:
         log.warning("request.unavailable", code=error.code, **error.details)
     return problem_response(error)
 
 
-def on_http_exception(_: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
+def on_http_exception(_: AnyRequest, error: HTTPException) -> Response[Problem]:
     """Give the framework's own refusals our shape; their English texts stay out."""
     headers = {}
     if isinstance(error, MethodNotAllowedException):
@@ -133,7 +134,7 @@ def _reason(item: dict[str, Any]) -> dict[str, str]:
     return {"field": field[:100], "reason": "invalid"}
 
 
-def on_bug(_: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
+def on_bug(_: AnyRequest, error: Exception) -> Response[Problem]:
     """Anything unexpected: logged whole, told in general words."""
     log.exception("request.crashed", error=type(error).__name__)
     return problem_response(AppError())

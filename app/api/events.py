@@ -1,20 +1,25 @@
-"""/runs/{id}/events: a run as it goes, as server-sent events (WHATWG HTML, §9.2)."""
+"""/runs/{id}/events: a run as it goes, as server-sent events (WHATWG HTML, §9.2).
+
+Statuses come from PostgreSQL alone, so that none is told after a newer one: an event of Redis is a
+reason to look, and its id is where a client that lost the connection goes on.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from contextlib import suppress
 from uuid import UUID
 
 import msgspec
-from litestar import Request, Router, get
+from litestar import Router, get
 from litestar.di import NamedDependency
 from litestar.params import FromPath
 from litestar.response import ServerSentEvent, ServerSentEventMessage
 
+from app.api.deps import AnyRequest
 from app.api.schemas import View
-from app.domain.runs import Run
+from app.domain.runs import RunStatus
 from app.domain.users import User
-from app.errors import NotFound
+from app.errors import NotFound, Unavailable
 from app.store.events import RunEvent, Subscription
 from app.wiring import Services
 
@@ -27,7 +32,7 @@ SUBSCRIBE_SECONDS = 2.0
 class StatusEvent(View):
     """The run's status; the last event of a run says how it ended."""
 
-    status: str
+    status: RunStatus
 
 
 class ProgressEvent(View):
@@ -39,7 +44,7 @@ class ProgressEvent(View):
 
 @get("/{run_id:uuid}/events")
 async def stream_events(
-    request: Request[Any, Any, Any],
+    request: AnyRequest,
     services: NamedDependency[Services],
     user: NamedDependency[User],
     run_id: FromPath[UUID],
@@ -63,38 +68,59 @@ async def _follow_to_end(
 
 
 async def _follow(
-    services: Services, user: User, run_id: UUID, last_id: str | None
+    services: Services, user: User, run_id: UUID, after: str | None
 ) -> AsyncIterator[ServerSentEventMessage]:
     yield ServerSentEventMessage(data=None, retry=RETRY_MILLISECONDS)
+    told: RunStatus | None = None
+    last_id: str | None = None
     async with services.events.subscribe(run_id, ready_seconds=SUBSCRIBE_SECONDS) as updates:
-        run = await services.runs.get_run(user, run_id)
-        told: str | None = None
-        for event in await services.events.replay(run_id, last_id):
-            last_id, told = event.id, event.status or told
-            yield _message(event)
-        if told != run.status:
-            # What is kept does not say it (any more): the run itself does.
-            yield _status(run)
-        while not run.status.is_finished:
-            next_event = await _next_event(updates)
-            if next_event is None:
+        for kept in await services.events.replay(run_id, after):
+            last_id, told = kept.id, kept.status or told
+            yield _message(kept)
+            if told is not None and told.is_finished:
+                return
+        # What is kept may not say how the run stands now: the first reason to look.
+        event: RunEvent | None = RunEvent()
+        while True:
+            if event is None:
                 yield ServerSentEventMessage(data=None, comment="")
-            elif next_event.id is None:
-                # Events may have been missed.
-                run = await services.runs.get_run(user, run_id)
-                yield _status(run)
-            elif _is_news(next_event, last_id):
-                last_id = next_event.id
-                if next_event.status is not None:
-                    run = await services.runs.get_run(user, run_id)
-                yield _message(next_event)
+            if event is not None and event.fraction is not None:
+                yield _message(event)
+            # A heartbeat is a reason to look too: the event that should have been may be lost.
+            elif status := await _find_change(services, user, run_id, told):
+                told = status
+                yield _message(RunEvent(status=status, id=None if event is None else event.id))
+                if status.is_finished:
+                    return
+            event = await _next_event(updates, last_id)
+            if event is not None:
+                last_id = event.id or last_id
 
 
-async def _next_event(updates: Subscription) -> RunEvent | None:
-    """Return the next event, None for the time of a heartbeat without one."""
+async def _find_change(
+    services: Services, user: User, run_id: UUID, told: RunStatus | None
+) -> RunStatus | None:
+    """Return the status of the run if it is another than what was told.
+
+    An unfinished run's row is small. None also if the database does not answer: a page would not
+    come back to a node that refuses it, so the stream stays, and the next heartbeat looks again.
+
+    Raises:
+        NotFound: the run is no more.
+    """
+    with suppress(Unavailable):
+        run = await services.runs.get_run(user, run_id)
+        return None if run.status == told else run.status
+    return None
+
+
+async def _next_event(updates: Subscription, after: str | None) -> RunEvent | None:
+    """Return the next event that was not told yet, None for the time of a heartbeat without one."""
     try:
         async with asyncio.timeout(HEARTBEAT_SECONDS):
-            return await updates.get()
+            while not _is_news(event := await updates.get(), after):
+                pass
+            return event
     except TimeoutError:
         return None
 
@@ -115,12 +141,6 @@ def _message(event: RunEvent) -> ServerSentEventMessage:
         progress = ProgressEvent(fraction=event.fraction or 0.0, text=event.text or "")
         name, body = "progress", msgspec.json.encode(progress)
     return ServerSentEventMessage(event=name, data=body, id=event.id)
-
-
-def _status(run: Run) -> ServerSentEventMessage:
-    return ServerSentEventMessage(
-        event="status", data=msgspec.json.encode(StatusEvent(status=run.status))
-    )
 
 
 router = Router("/runs", route_handlers=[stream_events], tags=["runs"])

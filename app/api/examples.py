@@ -43,7 +43,7 @@ from app.api.schemas import (
     VersionSummary,
     VersionView,
 )
-from app.domain.runs import Captured
+from app.domain.runs import Captured, RunKind, RunStatus
 from app.domain.sessions import sandbox_context
 from app.domain.tools import InputField
 from app.usecases.sessions import SessionView
@@ -129,8 +129,8 @@ _QUEUED: dict[str, Any] = {
     "tool_slug": "html_to_pdf_preview",
     "tool_title": _TITLE,
     "context": "default",
-    "kind": "initial",
-    "status": "queued",
+    "kind": RunKind.INITIAL,
+    "status": RunStatus.QUEUED,
     "created_at": _THEN,
     "started_at": None,
     "finished_at": None,
@@ -141,7 +141,7 @@ _QUEUED: dict[str, Any] = {
     "state_rev": None,
 }
 _DONE: dict[str, Any] = {
-    "status": "succeeded",
+    "status": RunStatus.SUCCEEDED,
     "started_at": _THEN,
     "finished_at": _SOON,
     "ui_payload": {
@@ -170,8 +170,8 @@ _TURN: dict[str, Any] = {
 }
 ACTION = StartActionBody(tool_id=_TOOL_ID, context="default", **_TURN)
 SANDBOX_ACTION = SandboxActionBody(**_TURN)
-ACTION_QUEUED = ActionStarted(run_id=_RUN_ID, status="queued", state_rev=1)
-ACTION_DONE = ActionStarted(run_id=_RUN_ID, status="succeeded", state_rev=2)
+ACTION_QUEUED = ActionStarted(run_id=_RUN_ID, status=RunStatus.QUEUED, state_rev=1)
+ACTION_DONE = ActionStarted(run_id=_RUN_ID, status=RunStatus.SUCCEEDED, state_rev=2)
 
 _SESSION: dict[str, Any] = {
     "tool_id": _TOOL_ID,

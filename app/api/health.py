@@ -11,6 +11,7 @@ from app.api.deps import PUBLIC
 from app.api.schemas import View
 from app.errors import AppError
 from app.log import get_log
+from app.store.object_types import NotSupported, RequestRefused
 from app.wiring import Services
 
 log = get_log(__name__)
@@ -55,7 +56,7 @@ async def _check(name: str, check: Awaitable[str | None]) -> DependencyView:
         async with asyncio.timeout(CHECK_TIMEOUT_SECONDS):
             detail = await check
         status = "ok"
-    except (AppError, TimeoutError) as error:
+    except (AppError, RequestRefused, NotSupported, TimeoutError) as error:
         log.warning("health.dependency_down", dependency=name, error=repr(error))
         status = "unavailable"
     duration_ms = round((time.monotonic() - started) * 1000, 1)

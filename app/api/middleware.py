@@ -4,8 +4,10 @@ import asyncio
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 from uuid import UUID, uuid4
+
+from litestar.enums import ScopeType
+from litestar.types import ASGIApp, Message, Receive, ReceiveMessage, Scope, Send
 
 from app.log import correlation_id, get_log
 
@@ -31,18 +33,20 @@ class RequestContext:
     `observe` is told method, template of the path (None: no such route), status and seconds.
     """
 
-    def __init__(self, app: Any, observe: Callable[[str, str | None, int, float], None]) -> None:
+    def __init__(
+        self, app: ASGIApp, observe: Callable[[str, str | None, int, float], None]
+    ) -> None:
         self._app, self._observe = app, observe
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
         request_id = _correlation_id(scope)
         token = correlation_id.set(request_id)
         started, status = time.monotonic(), 0
 
-        async def send_with_headers(message: Any) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -76,29 +80,29 @@ class LingeringClose:
     dropped for a moment first (RFC 9112 §9.6).
     """
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
             await self._app(scope, receive, send)
             return
         is_body_read = not _has_body(scope)
 
-        async def watch_receive() -> Any:
+        async def watch_receive() -> ReceiveMessage:
             nonlocal is_body_read
             message = await receive()
             if message["type"] == "http.disconnect" or not message.get("more_body", False):
                 is_body_read = True
             return message
 
-        async def send_then_linger(message: Any) -> None:
+        async def send_then_linger(message: Message) -> None:
             if is_body_read:
                 await send(message)
             elif message["type"] == "http.response.start":
                 headers = [*message.get("headers", []), (b"connection", b"close")]
                 await send({**message, "headers": headers})
-            elif message.get("more_body", False):
+            elif message["type"] != "http.response.body" or message.get("more_body", False):
                 await send(message)
             else:
                 await send({**message, "more_body": True})
@@ -108,7 +112,7 @@ class LingeringClose:
         await self._app(scope, watch_receive, send_then_linger)
 
 
-async def _drain(receive: Any) -> None:
+async def _drain(receive: Receive) -> None:
     loop = asyncio.get_running_loop()
     end = loop.time() + LINGER_SECONDS
     with suppress(TimeoutError):
@@ -119,12 +123,12 @@ async def _drain(receive: Any) -> None:
                 return
 
 
-def _has_body(scope: Any) -> bool:
+def _has_body(scope: Scope) -> bool:
     headers = dict(scope["headers"])
     return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"
 
 
-def _correlation_id(scope: Any) -> str:
+def _correlation_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == CORRELATION_HEADER:
             try:

@@ -1,16 +1,16 @@
 """/runs and /start_action: steps, and what came of them."""
 
-from typing import Any
 from uuid import UUID
 
-from litestar import Request, Response, Router, get, post
+from litestar import Response, Router, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
 from app.api.deps import (
+    AnyRequest,
     check_page_size,
+    cut_page,
     decode_cursor,
-    encode_cursor,
     read_wait_seconds,
 )
 from app.api.schemas import (
@@ -29,7 +29,7 @@ from app.wiring import Services
 
 
 async def answer_started(
-    request: Request[Any, Any, Any], services: Services, user: User, run_id: UUID
+    request: AnyRequest, services: Services, user: User, run_id: UUID
 ) -> Response[RunView]:
     """Answer 202 at once or, with `Prefer: wait=N`, 200 as soon as the run is finished."""
     wait_seconds = read_wait_seconds(request)
@@ -44,7 +44,7 @@ async def answer_started(
 
 
 async def answer_action(
-    request: Request[Any, Any, Any],
+    request: AnyRequest,
     services: Services,
     user: User,
     key: SessionFilesKey,
@@ -65,7 +65,7 @@ async def answer_action(
 
 @post("/start_action", status_code=202, tags=["runs"])
 async def start_action(
-    request: Request[Any, Any, Any],
+    request: AnyRequest,
     services: NamedDependency[Services],
     user: NamedDependency[User],
     data: StartActionBody,
@@ -87,16 +87,13 @@ async def list_runs(
     """The caller's runs, newest first, without their payloads."""
     size = check_page_size(limit)
     found = await runs.list_runs(services.db, user.id, tool, decode_cursor(cursor, UUID), size + 1)
-    more = len(found) > size
-    return RunPage(
-        items=[view_run(run) for run in found[:size]],
-        next_cursor=encode_cursor(found[size - 1].id) if more else None,
-    )
+    page, next_cursor = cut_page(found, size, lambda run: run.id)
+    return RunPage(items=[view_run(run) for run in page], next_cursor=next_cursor)
 
 
 @get("/{run_id:uuid}")
 async def show_run(
-    request: Request[Any, Any, Any],
+    request: AnyRequest,
     services: NamedDependency[Services],
     user: NamedDependency[User],
     run_id: FromPath[UUID],

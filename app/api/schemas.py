@@ -10,13 +10,14 @@ from msgspec import Meta
 from app.domain.curated import CuratedEntry
 from app.domain.files import UploadLimits
 from app.domain.normalizer import canonical_json
-from app.domain.runs import Captured, Run
+from app.domain.runs import Captured, Run, RunKind, RunStatus
 from app.domain.tools import (
     DEFAULT_ENTRYPOINT,
     InputField,
     InputSchema,
     Tool,
     ToolVersion,
+    VersionStatus,
     file_field,
 )
 from app.domain.users import ApiToken, Role, User
@@ -91,7 +92,7 @@ class UserView(View):
     id: UUID
     username: str
     display_name: str
-    role: str
+    role: Role
 
 
 class AccountView(UserView):
@@ -151,8 +152,8 @@ class RunView(View):
     tool_slug: str
     tool_title: str
     context: str
-    kind: str
-    status: str
+    kind: RunKind
+    status: RunStatus
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -184,7 +185,7 @@ class ArtifactList(View):
 
 class ActionStarted(View):
     run_id: UUID
-    status: str
+    status: RunStatus
     state_rev: int
 
 
@@ -217,7 +218,7 @@ class VersionSummary(View):
     id: UUID
     tool_id: UUID
     number: int
-    status: str
+    status: VersionStatus
     rev: int
     created_at: datetime
     updated_at: datetime

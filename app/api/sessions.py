@@ -1,7 +1,6 @@
 """Tool sessions and their files, for published tools."""
 
 from datetime import UTC, datetime
-from uuid import UUID
 
 from litestar import Router, delete, get
 from litestar.di import NamedDependency
@@ -11,7 +10,7 @@ from app.api.schemas import FileView, SessionFilesView
 from app.domain.sessions import parse_context
 from app.domain.users import User
 from app.store.session_files import SessionFilesKey
-from app.usecases import sessions, tools
+from app.usecases import sessions
 from app.usecases.sessions import SessionView
 from app.wiring import Services
 
@@ -38,8 +37,8 @@ async def show_session(
     context: FromQuery[str | None] = None,
 ) -> SessionView:
     """State, revision and the actions on offer."""
-    tool_id = await _tool_id(services, user, slug)
-    return await sessions.view_session(services.db, tool_id, user.id, parse_context(context))
+    key = await sessions.get_key(services.db, user, slug, parse_context(context))
+    return await sessions.view_session(services.db, user, key)
 
 
 @get("/{slug:str}/session-files")
@@ -50,7 +49,7 @@ async def show_session_files(
     context: FromQuery[str | None] = None,
 ) -> SessionFilesView:
     """The saved files and when they will go."""
-    key = SessionFilesKey(await _tool_id(services, user, slug), user.id, parse_context(context))
+    key = await sessions.get_key(services.db, user, slug, parse_context(context))
     return await view_files(services, key)
 
 
@@ -62,12 +61,8 @@ async def clear_session_files(
     context: FromQuery[str | None] = None,
 ) -> None:
     """Delete the saved files now; 204 also when there are none."""
-    key = SessionFilesKey(await _tool_id(services, user, slug), user.id, parse_context(context))
+    key = await sessions.get_key(services.db, user, slug, parse_context(context))
     await sessions.clear_files(services.db, services.session_files, key, datetime.now(UTC))
-
-
-async def _tool_id(services: Services, user: User, slug: str) -> UUID:
-    return (await tools.get_offered(services.db, user, slug)).tool.id
 
 
 router = Router(

@@ -1,13 +1,12 @@
 """/tools: the catalogue, and starting a tool."""
 
-from typing import Any
 from uuid import UUID
 
-from litestar import Request, Response, Router, get, post
+from litestar import Response, Router, get, post
 from litestar.di import NamedDependency
 from litestar.params import FromPath, FromQuery
 
-from app.api.deps import check_page_size, decode_cursor, encode_cursor
+from app.api.deps import AnyRequest, check_page_size, cut_page, decode_cursor
 from app.api.runs import answer_started
 from app.api.schemas import RunView, ToolPage, ToolView, summarize_tool, view_tool
 from app.api.uploads import stream_form
@@ -29,11 +28,8 @@ async def list_tools(
     size = check_page_size(limit)
     after = decode_cursor(cursor, tuple[str, UUID])
     found = await tools.list_catalogue(services.db, user, q, after, size + 1)
-    last = found[size - 1] if len(found) > size else None
-    return ToolPage(
-        items=[summarize_tool(tool) for tool in found[:size]],
-        next_cursor=None if last is None else encode_cursor((last.title, last.id)),
-    )
+    page, next_cursor = cut_page(found, size, lambda tool: (tool.title, tool.id))
+    return ToolPage(items=[summarize_tool(tool) for tool in page], next_cursor=next_cursor)
 
 
 @get("/{slug:str}")
@@ -47,7 +43,7 @@ async def show_tool(
 
 @post("/{slug:str}/run", status_code=202, request_max_body_size=None)
 async def run_tool(
-    request: Request[Any, Any, Any],
+    request: AnyRequest,
     services: NamedDependency[Services],
     user: NamedDependency[User],
     slug: FromPath[str],

@@ -8,7 +8,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
-from litestar import Request
 from multipart import (
     MultipartError,
     MultipartSegment,
@@ -17,6 +16,7 @@ from multipart import (
     parse_options_header,
 )
 
+from app.api.deps import AnyRequest
 from app.errors import (
     FieldTooLarge,
     MalformedRequest,
@@ -70,7 +70,7 @@ class _Part:
             raise MalformedRequest(f"Fältet {self.name[:100]} är inte UTF-8.") from None
 
 
-async def stream_form(request: Request[Any, Any, Any], settings: Settings) -> AsyncIterator[_Part]:
+async def stream_form(request: AnyRequest, settings: Settings) -> AsyncIterator[_Part]:
     """Yield the parts of a multipart body in order; read each before asking for the next.
 
     Raises:
@@ -93,7 +93,7 @@ async def stream_form(request: Request[Any, Any, Any], settings: Settings) -> As
             pass
 
 
-def _check_announced_length(request: Request[Any, Any, Any], settings: Settings) -> None:
+def _check_announced_length(request: AnyRequest, settings: Settings) -> None:
     announced = request.headers.get("content-length", "")
     most = settings.upload_max_total_bytes + 3 * settings.upload_max_field_bytes + EXTRA_BYTES
     if announced.isdigit() and int(announced) > most:
@@ -120,9 +120,7 @@ async def _parse(
         raise MalformedRequest("Formuläret är trasigt eller avbröts.") from None
 
 
-async def _receive_body(
-    request: Request[Any, Any, Any], idle_seconds: float
-) -> AsyncIterator[bytes]:
+async def _receive_body(request: AnyRequest, idle_seconds: float) -> AsyncIterator[bytes]:
     more = True
     while more:
         try:

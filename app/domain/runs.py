@@ -104,6 +104,7 @@ class ClaimedRun(msgspec.Struct, frozen=True, kw_only=True):
     kind: RunKind
     source_kind: SourceKind
     attempt: int
+    lease_owner: str  # this claim's alone
     # A later initial run has taken the session over, with files of its own perhaps.
     superseded: bool
     inputs: dict[str, Any] | None

@@ -12,6 +12,7 @@ from app.domain.users import Role
 from app.errors import InvalidInputSchema, InvalidSource
 
 FieldKind = Literal["string", "text", "integer", "number", "boolean", "enum", "multi_enum", "file"]
+VersionStatus = Literal["draft", "published"]
 DEFAULT_ENTRYPOINT = "run_tool"
 MAX_FIELDS = 60
 MAX_SOURCE_BYTES = 1_000_000
@@ -43,6 +44,14 @@ class InputField(
 InputSchema = tuple[InputField, ...]
 
 
+class ToolCode(msgspec.Struct, frozen=True):
+    """What a version of a tool executes, and the form that it asks for."""
+
+    source: str
+    entrypoint: str = DEFAULT_ENTRYPOINT
+    input_schema: InputSchema = ()
+
+
 class Tool(msgspec.Struct, frozen=True, kw_only=True):
     """A tool as its editors and the catalogue see it."""
 
@@ -66,7 +75,7 @@ class ToolVersion(msgspec.Struct, frozen=True, kw_only=True):
     id: UUID
     tool_id: UUID
     number: int
-    status: Literal["draft", "published"]
+    status: VersionStatus
     source: str
     entrypoint: str
     input_schema: InputSchema
@@ -75,12 +84,17 @@ class ToolVersion(msgspec.Struct, frozen=True, kw_only=True):
     updated_at: datetime
     published_at: datetime | None
 
+    @property
+    def code(self) -> ToolCode:
+        return ToolCode(self.source, self.entrypoint, self.input_schema)
+
 
 def parse_input_schema(raw: Any) -> InputSchema:
     """Check a form description (3-runner-contract.md, input_schema).
 
     Raises:
-        InvalidInputSchema: wrong shape, two file fields, doubled names, an enum without options.
+        InvalidInputSchema: wrong shape, two file fields, doubled names, an enum without options,
+            `required` on a file field.
     """
     try:
         fields = msgspec.convert(raw, InputSchema)
@@ -111,6 +125,8 @@ def _schema_problem(fields: InputSchema) -> str | None:
         values = [option.value for option in field.options]
         if len(set(values)) != len(values):
             return f"Fältet ”{field.name}” har två alternativ med samma värde."
+        if field.kind == "file" and field.required:
+            return f"Filfältet ”{field.name}” har inget required: använd min, till exempel 1."
         if field.kind != "file" and (field.accept or field.min or field.max is not None):
             return f"accept, min och max hör till filfältet, inte till ”{field.name}”."
         if field.min < 0 or (field.max is not None and field.max < max(field.min, 1)):

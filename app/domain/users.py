@@ -28,6 +28,11 @@ class User(msgspec.Struct, frozen=True, kw_only=True):
         return least in self.roles
 
 
+def normalize_username(raw: str) -> str:
+    """Return the one form of a name, whoever writes it, in which it is stored and looked for."""
+    return raw.strip().lower()
+
+
 class ApiToken(msgspec.Struct, frozen=True, kw_only=True):
     """A token's description; the token itself is shown once and stored hashed."""
 

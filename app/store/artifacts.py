@@ -15,8 +15,9 @@ from uuid import UUID
 
 import msgspec
 
+from app.concurrency import run_to_end
 from app.store.object_types import ObjectInfo, ObjectStream
-from app.store.object_writer import ObjectWriter, WrittenObject, run_to_end
+from app.store.object_writer import ObjectWriter, WrittenObject
 from app.store.objects import ObjectStore
 
 READ_BYTES = 1024 * 1024

@@ -4,6 +4,7 @@ Only two things need it on a server with conditional writes: the plain DELETE at
 expiry, and a commit that replaces an expiring manifest. Without them, every commit does.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Protocol
@@ -29,7 +30,7 @@ class CommitFence(Protocol):
         """Hold the names for the length of the block; waits for its turn.
 
         What it yields raises Unavailable if they are not held any more: to be asked after a while,
-        before a step that nothing else guards.
+        before a step that nothing else guards. Safe for concurrent use.
         """
         ...
 
@@ -50,7 +51,10 @@ class PostgresFence:
         async with self._database.transaction() as transaction:
             await transaction.execute(LOCK_NAMES, names)
 
+            turns = asyncio.Lock()  # A connection answers one at a time.
+
             async def confirm() -> None:
-                await transaction.execute(STILL_HELD)
+                async with turns:
+                    await transaction.execute(STILL_HELD)
 
             yield confirm

@@ -19,7 +19,7 @@ from app.domain.ids import new_uuid7
 from app.errors import Unavailable
 from app.log import get_log
 from app.store.blobs import verify_stream
-from app.store.fence import CommitFence
+from app.store.fence import CommitFence, Confirm
 from app.store.manifests import (
     Manifest,
     SetKey,
@@ -45,7 +45,10 @@ class Change(msgspec.Struct, frozen=True):
 
 
 class Commit(msgspec.Struct, frozen=True):
-    """The version of a committed set and the manifest that it replaced, live or expiring."""
+    """The version of a committed set and the manifest that it replaced, live or expiring.
+
+    `replaced` says when it was last accessed as its record did.
+    """
 
     version: str
     replaced: Manifest | None
@@ -143,6 +146,7 @@ class FileSets:
                 raise CommitUncertain("s3") from error
             wanted = new_manifest(key, names, version, record, uploading_seconds)
             if current is not None:
+                current = msgspec.structs.replace(current, last_accessed_at=record.accessed_at)
                 bases[current.version] = current
             try:
                 await self._write(key, record, wanted)
@@ -201,28 +205,37 @@ class FileSets:
         """
         expiring = found.manifest is not None and found.manifest.state == "expiring"
         if self._conditional and not expiring and not found.unreadable:
-            return await self.put_manifest(key, wanted, found)
+            return await self._put(key, wanted, found)
         try:
-            async with self.fence.fence(key.manifest_key):
+            async with self.fence.fence(key.manifest_key) as confirm_fence:
                 again = await self.read(key)
                 if again.etag != found.etag:
                     raise ConditionLost(key.manifest_key, certain=True)
-                return await self.put_manifest(key, wanted, found)
+                return await self.put_fenced(key, wanted, found, confirm_fence)
         except Unavailable as error:
             raise ConditionLost(key.manifest_key, certain=False) from error
 
-    async def put_manifest(self, key: SetKey, wanted: Manifest, found: SetRecord) -> PutAnswer:
-        """Write a manifest over what was found: for `change`, or under the set's own fence.
+    async def put_fenced(
+        self, key: SetKey, wanted: Manifest, found: SetRecord, confirm_fence: Confirm
+    ) -> PutAnswer:
+        """Write a manifest over what was found under the set's own fence, which is still held.
 
         Raises:
-            ConditionLost
+            ConditionLost; Unavailable: it may have been applied.
         """
+        if not self._conditional:
+            # The fence is all that keeps a commit of others from being overwritten.
+            await confirm_fence()
+        return await self._put(key, wanted, found)
+
+    async def _put(self, key: SetKey, wanted: Manifest, found: SetRecord) -> PutAnswer:
         return await self.objects.put(
             key.manifest_key,
             msgspec.json.encode(wanted),
             content_type="application/json",
             if_match=found.etag if self._conditional else None,
             create_only=self._conditional and found.etag is None,
+            attempts=1,
         )
 
     async def _never_applied(

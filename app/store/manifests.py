@@ -1,8 +1,10 @@
-"""Manifests: the objects that name the blobs of a set, and the keys of both.
+"""Manifests: the objects that name the blobs of a set, and the keys of all that a set is made of.
 
-Invariant: raw contexts and file names stand in the manifest, never in a key.
+Invariant: raw contexts and file names stand in the manifest, never in a key. What lies where in the
+bucket is said here and nowhere else.
 """
 
+import re
 from datetime import datetime, timedelta
 from typing import Literal
 from urllib.parse import quote
@@ -18,6 +20,22 @@ REMEMBERED_VERSIONS = 32
 
 Family = Literal["sessions", "workspaces"]
 
+_UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+_SESSION_PATH = re.compile(f"{_UUID}/{_UUID}/[0-9a-f]{{64}}")
+
+
+def manifests_prefix(family: Family) -> str:
+    return f"{family}/manifests/"
+
+
+def blobs_prefix(family: Family) -> str:
+    return f"{family}/files/"
+
+
+def journals_prefix(family: Family) -> str:
+    """Where expiries say which sets they have begun to delete."""
+    return f"{family}/expiring/"
+
 
 class SetKey(msgspec.Struct, frozen=True):
     """Where a set lives and whose it is. `path` is safe in object keys, the rest stays out."""
@@ -31,11 +49,11 @@ class SetKey(msgspec.Struct, frozen=True):
 
     @property
     def manifest_key(self) -> str:
-        return f"{self.family}/manifests/{self.path}.json"
+        return f"{manifests_prefix(self.family)}{self.path}.json"
 
     @property
     def blobs_prefix(self) -> str:
-        return f"{self.family}/files/{self.path}/"
+        return f"{blobs_prefix(self.family)}{self.path}/"
 
     def blob_key(self, blob_id: str) -> str:
         return f"{self.blobs_prefix}{blob_id}"
@@ -44,6 +62,16 @@ class SetKey(msgspec.Struct, frozen=True):
     def blob_metadata(self) -> dict[str, str]:
         """What a blob says of its set, for the day that the manifest is lost."""
         return {} if self.context is None else {"context": quote(self.context)}
+
+
+def find_session_key(manifest_key: str, context: str | None = None) -> SetKey | None:
+    """Return the key of the session's set whose manifest lies there; None where none can lie."""
+    path = manifest_key.removeprefix(manifests_prefix("sessions")).removesuffix(".json")
+    if _SESSION_PATH.fullmatch(path) is None:
+        return None
+    tool_id, user_id, _ = path.split("/")
+    key = SetKey("sessions", path, user_id, tool_id, context)
+    return key if key.manifest_key == manifest_key else None
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

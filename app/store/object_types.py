@@ -9,6 +9,8 @@ from typing import Literal
 
 import msgspec
 
+from app.errors import Unavailable
+
 EtagForm = Literal["quoted", "stripped"]
 
 
@@ -32,6 +34,15 @@ class ConditionLost(Exception):
         self.key, self.certain = key, certain
 
 
+class NotDeleted(Unavailable):
+    """Some objects were not deleted, for reasons of their own; all others were."""
+
+    def __init__(self, codes: Mapping[str, str]) -> None:
+        super().__init__("s3")
+        # The server's reason by key.
+        self.codes = codes
+
+
 class ObjectTooLarge(Exception):
     """The object is larger than the caller would take."""
 
@@ -50,6 +61,17 @@ class RequestRefused(Exception):
     def __init__(self, operation: str, status: int, code: str) -> None:
         super().__init__(f"{operation}: {status} {code}")
         self.operation, self.status, self.code = operation, status, code
+
+
+def is_of_one_object(error: Exception) -> bool:
+    """Tell whether an error may concern one object alone: neither the database's, nor a bug.
+
+    The server says "refused" of a locked object and "unavailable" of a damaged one; whether it is
+    away altogether is shown by the next call about something else.
+    """
+    if isinstance(error, Unavailable):
+        return bool(error.details["dependency"] == "s3")
+    return isinstance(error, RequestRefused | NotSupported)
 
 
 class ConditionalWritesMissing(Exception):

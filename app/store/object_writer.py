@@ -6,21 +6,17 @@ one fills. SHA-256 and size are counted on the way. A writer ends with `finish` 
 
 import asyncio
 import hashlib
-from collections.abc import Coroutine, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
-from app.log import get_log
 from app.store.objects import ObjectStore
 from app.store.upload_buffers import PART_BYTES, PartBody
 
 PARTS_IN_FLIGHT = 2
 # So much of a file is not charged to the budget: many small uploads need no turn.
 UNCHARGED_BYTES = 256 * 1024
-
-T = TypeVar("T")
-log = get_log(__name__)
 
 
 class WrittenObject(msgspec.Struct, frozen=True):
@@ -143,26 +139,3 @@ class ObjectWriter:
 
 def _succeeded(task: asyncio.Task[Any]) -> bool:
     return task.done() and not task.cancelled() and task.exception() is None
-
-
-async def run_to_end(work: Coroutine[Any, Any, T]) -> T:
-    """Run to its end even if the caller is cancelled meanwhile; then raise the cancellation.
-
-    For cleaning up, whose steps all have time limits.
-    """
-    task = asyncio.create_task(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            if task.cancelled():
-                raise
-            cancelled = error
-        except Exception:  # noqa: S110 - the task holds it; it is raised below
-            pass
-    if cancelled is not None:
-        if (failure := task.exception()) is not None:
-            log.warning("cleanup.failed", error=repr(failure))
-        raise cancelled
-    return task.result()

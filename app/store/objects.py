@@ -32,6 +32,7 @@ from app.store.object_types import (
     ConditionalWritesMissing,
     ConditionLost,
     EtagForm,
+    NotDeleted,
     NotSupported,
     ObjectInfo,
     ObjectMissing,
@@ -49,6 +50,13 @@ BACKOFF_SECONDS = 0.1
 # A call that moves bytes may take this much longer for each of them (512 KiB/s).
 SLOWEST_BYTES_PER_SECOND = 512 * 1024
 READ_BYTES = 256 * 1024
+# Copied onto itself as a whole, an object that has more than a head loses the rest on some
+# releases of Ceph (18.2.5 and 19.2.1, tracker 70746); a part is always copied anew.
+COPY_WHOLE_BYTES = 256 * 1024
+# Work in the background has so many calls on their way at once, and more where it may ask so often
+# that calls of this length would otherwise hold it up.
+PARALLEL_CALLS = 8
+CALL_SECONDS = 0.1
 PROBE_PREFIX = "sessions/probe/"  # Below a prefix that the lifecycle rules clean.
 
 log = get_log(__name__)
@@ -60,6 +68,7 @@ class ObjectStore:
     def __init__(self, client: Any, settings: Settings) -> None:
         self._client = client
         self._bucket = settings.s3_bucket
+        self._max_connections = settings.s3_max_connections
         self._timeout_seconds = settings.s3_timeout_seconds
         self._encryption: dict[str, Any] = (
             {"ServerSideEncryption": settings.s3_sse} if settings.s3_sse else {}
@@ -69,12 +78,17 @@ class ObjectStore:
         self._pace: Pace | None = None
         # How often each operation was called, also in vain.
         self.requests: Counter[str] = Counter()
+        # How many calls a caller with many of them should make at once.
+        self.parallel_calls = PARALLEL_CALLS
         self.buffers = BufferBudget(settings.upload_buffer_bytes, settings.upload_buffer_max_bytes)
 
     def paced(self, requests_per_second: float) -> Self:
         """Return the same bucket for work in the background: never faster, and counted apart."""
         slower = copy.copy(self)
         slower._pace, slower.requests = Pace(requests_per_second), Counter()
+        # Half of the connections stay free for those who wait for an answer.
+        wanted = min(round(requests_per_second * CALL_SECONDS), self._max_connections // 2)
+        slower.parallel_calls = max(1, wanted)
         return slower
 
     # --- Small objects --------------------------------------------------------------------
@@ -87,8 +101,11 @@ class ObjectStore:
         content_type: str = "application/octet-stream",
         if_match: str | None = None,
         create_only: bool = False,
+        attempts: int = ATTEMPTS,
     ) -> PutAnswer:
         """Write a small object, with a condition if one is given. Without one, safe to repeat.
+
+        Under a condition there is one attempt, whatever `attempts` says.
 
         Raises:
             ConditionLost: under a condition, for anything but a confirmed success.
@@ -99,15 +116,22 @@ class ObjectStore:
         elif if_match is not None:
             quoted = (await self.conditional_writes()).etag_form == "quoted"
             condition["IfMatch"] = f'"{if_match}"' if quoted else if_match
-        return await self._put(key, body, content_type, condition)
+        attempts = 1 if condition else attempts
+        return await self._put(key, body, content_type, condition, attempts=attempts)
 
     async def _put(
-        self, key: str, body: bytes, content_type: str, condition: Mapping[str, Any]
+        self,
+        key: str,
+        body: bytes,
+        content_type: str,
+        condition: Mapping[str, Any],
+        *,
+        attempts: int = 1,
     ) -> PutAnswer:
         try:
             answer = await self._call(
                 "put_object",
-                attempts=1 if condition else ATTEMPTS,
+                attempts=attempts,
                 Key=key,
                 Body=body,
                 ContentType=content_type,
@@ -282,31 +306,36 @@ class ObjectStore:
             for info in page:
                 yield info
 
-    async def delete(self, keys: Iterable[str]) -> int:
+    async def delete(self, keys: Iterable[str], *, attempts: int = ATTEMPTS) -> int:
         """Delete objects in batches of 1000 and return how many keys the server confirmed.
 
         Deleting what does not exist succeeds, as S3 has it. An error that stands inside a 200
         answer is an error; a whole call that meets 404 (no bucket) is one too, never "already
         gone": that reading is how orphans pile up unseen.
+
+        Raises:
+            NotDeleted: some of the keys were refused; those of all batches were tried.
         """
         keys = list(keys)
-        deleted = 0
+        refused: dict[str, str] = {}
         for start in range(0, len(keys), 1000):
-            objects = [{"Key": key} for key in keys[start : start + 1000]]
-            answer = await self._call("delete_objects", Delete={"Objects": objects})
-            # A server that reports a missing key as an error says what the others call success.
-            errors = [e for e in answer.get("Errors", ()) if e.get("Code") != "NoSuchKey"]
-            if errors:
-                first = errors[0]
-                log.error(
-                    "s3.delete_failed",
-                    failed=len(errors),
-                    key=first.get("Key"),
-                    code=first.get("Code"),
-                )
-                raise Unavailable("s3")
-            deleted += len(objects)
-        return deleted
+            batch = keys[start : start + 1000]
+            objects = [{"Key": key} for key in batch]
+            answer = await self._call(
+                "delete_objects", attempts=attempts, Delete={"Objects": objects}
+            )
+            for error in answer.get("Errors", ()):
+                code = error.get("Code", "")
+                # A server that reports a missing key as an error says what others call success.
+                if code != "NoSuchKey":
+                    # An error that names no key may be of any.
+                    named = [error["Key"]] if error.get("Key") else batch
+                    refused.update(dict.fromkeys(named, code))
+        if refused:
+            key, code = next(iter(refused.items()))
+            log.error("s3.delete_failed", failed=len(refused), key=key, code=code)
+            raise NotDeleted(refused)
+        return len(keys)
 
     async def copy_onto_itself(self, key: str, metadata: Mapping[str, str]) -> None:
         """Copy an object onto itself on the server, which renews its `LastModified`.
@@ -314,16 +343,34 @@ class ObjectStore:
         Raises:
             ObjectMissing
         """
-        source = await self._call("head_object", Key=key)
+        found = await self._call("head_object", Key=key)
+        content_type = found.get("ContentType", "application/octet-stream")
+        source = {"Bucket": self._bucket, "Key": key}
+        if found["ContentLength"] > COPY_WHOLE_BYTES:
+            upload_id = await self.create_multipart(key, content_type, metadata)
+            try:
+                copied = await self._call(
+                    "upload_part_copy",
+                    body_bytes=found["ContentLength"],
+                    Key=key,
+                    UploadId=upload_id,
+                    PartNumber=1,
+                    CopySource=source,
+                )
+                await self.complete_multipart(key, upload_id, [copied["CopyPartResult"]["ETag"]])
+            except Exception:
+                await self.abort_multipart(key, upload_id)
+                raise
+            return
         await self._call(
             "copy_object",
-            body_bytes=source["ContentLength"],
+            body_bytes=found["ContentLength"],
             Key=key,
-            CopySource={"Bucket": self._bucket, "Key": key},
+            CopySource=source,
             # A plain copy of an object onto itself is refused; one with new metadata is not.
             MetadataDirective="REPLACE",
             Metadata=dict(metadata),
-            ContentType=source.get("ContentType", "application/octet-stream"),
+            ContentType=content_type,
             **self._encryption,
         )
 

@@ -3,7 +3,7 @@
 Invariant: a run's row goes after its artifacts, and no session points to a run that is gone.
 """
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from uuid import UUID
 
 import msgspec
@@ -17,11 +17,15 @@ BATCH_RUNS = 500
 # A worker notes that there is a result before it stores the first artifact.
 _RUN = "id, (has_result OR artifacts <> '[]'::jsonb) AS may_have_artifacts"
 
+# When a run that is $1 old now was made: by this one clock, however far off those of nodes are.
+FIND_CUTOFF = "SELECT now() - $1::interval"
+
 # Finished runs created before $1, oldest first, after a position. Ids are in order of creation, so
-# this walks the beginning of the primary key and stops at the id that $2 would have been.
+# this walks the beginning of the primary key and stops at the id that $2 would have been. The time
+# of creation is a node's, that of a tool's end PostgreSQL's: a node far behind has no run purged.
 LIST_OLD_RUNS = f"""
 SELECT {_RUN} FROM tool_runs
-WHERE id < $2 AND ($3::uuid IS NULL OR id > $3) AND created_at < $1
+WHERE id < $2 AND ($3::uuid IS NULL OR id > $3) AND created_at < $1 AND finished_at < $1
   AND status NOT IN ('queued', 'running')
 ORDER BY id LIMIT $4
 """  # noqa: S608
@@ -64,8 +68,14 @@ class PurgeableRun(msgspec.Struct, frozen=True):
     may_have_artifacts: bool
 
 
+async def find_cutoff(db: Executor, age: timedelta) -> datetime:
+    """Return the moment before which a run is older than `age`, by PostgreSQL's clock."""
+    cutoff: datetime = await db.fetchval(FIND_CUTOFF, age)
+    return cutoff
+
+
 async def list_old_runs(db: Executor, before: datetime, after: UUID | None) -> list[PurgeableRun]:
-    """Return finished runs created before a time, in order of their ids, after one of them."""
+    """Return runs created and finished before a time, in order of their ids, after one of them."""
     rows = await db.fetch(LIST_OLD_RUNS, before, uuid7_floor(before), after, BATCH_RUNS)
     return [convert_row(row, PurgeableRun) for row in rows]
 

@@ -15,24 +15,31 @@ from app.domain.runs import (
     Run,
     RunKind,
     RunSource,
+    RunStatus,
     ToolSession,
 )
 from app.store import sessions
 from app.store.postgres import Connection, Database, Executor, convert_row
 
+CANCELLED = "Körningen avbröts."
+WORKER_LOST = "Körningen avbröts av ett fel i tjänsten. Försök igen."
+QUEUE_TIMEOUT = "Körningen fick vänta för länge på att startas. Försök igen."
+
 _RUN = """r.id, r.tool_id, t.slug AS tool_slug, t.title AS tool_title, r.user_id,
 r.session_id, r.context, r.kind, r.status, r.created_at, r.started_at, r.finished_at, r.error_code,
-r.error_summary, r.state_rev, r.artifacts, r.stdout, r.stderr"""
+r.error_summary, r.state_rev, r.artifacts"""
 
 # One run of one user: a foreign id is no run at all, nor is one of a tool that is being deleted.
 GET_RUN = f"""
-SELECT {_RUN}, r.ui_payload FROM tool_runs r JOIN tools t ON t.id = r.tool_id
+SELECT {_RUN}, r.ui_payload, r.stdout, r.stderr FROM tool_runs r JOIN tools t ON t.id = r.tool_id
 WHERE r.id = $1 AND r.user_id = $2 AND t.deleted_at IS NULL
 """  # noqa: S608
 
-# A user's runs, newest first, before a position, of one tool or all. Payloads stay behind.
+# A user's runs, newest first, before a position, of one tool or all. Payloads, and what tools
+# printed, stay behind: a page could be of a hundred megabytes.
 LIST_RUNS = f"""
-SELECT {_RUN}, NULL AS ui_payload FROM tool_runs r JOIN tools t ON t.id = r.tool_id
+SELECT {_RUN}, NULL AS ui_payload, NULL AS stdout, NULL AS stderr
+FROM tool_runs r JOIN tools t ON t.id = r.tool_id
 WHERE r.user_id = $1 AND t.deleted_at IS NULL
   AND ($2::text IS NULL OR t.slug = $2) AND ($3::uuid IS NULL OR r.id < $3)
 ORDER BY r.id DESC LIMIT $4
@@ -55,17 +62,19 @@ SELECT status, count(*) AS runs FROM tool_runs WHERE status IN ('queued', 'runni
 GROUP BY status
 """
 
-# A new initial run supersedes the unfinished ones: they may end but no longer write the session.
+# A new initial run ($2) supersedes the unfinished ones: they may end but no longer write the
+# session. Locks the rows that their workers' heartbeats write: the commit should follow at once.
 SUPERSEDE_RUNS = """
 UPDATE tool_runs SET superseded = true
-WHERE session_id = $1 AND status IN ('queued', 'running') AND NOT superseded
+WHERE session_id = $1 AND id <> $2 AND status IN ('queued', 'running') AND NOT superseded
 """
 
+# By the clock by which it is found to be overdue, and too old to be kept.
 INSERT_RUN = """
 INSERT INTO tool_runs (id, tool_id, source_kind, version_id, curated_app_id, curated_app_version,
     user_id, session_id, context, kind, status, inputs, action, expected_state_rev, files,
     created_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 'queued', $11, $12, $13, $14, $15)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, 'queued', $11, $12, $13, $14, now())
 """
 
 # Blobs that unfinished runs of some sessions (tool, user, context) may still download.
@@ -78,7 +87,7 @@ JOIN tool_runs r ON r.session_id = s.id AND r.status IN ('queued', 'running'),
 GROUP BY s.tool_id, s.user_id, s.context
 """
 
-# Take a queued run under a lease: one worker gets the row, the others none. The attempt in the
+# Take a queued run under a lease: one claim gets the row, the others none. The attempt in the
 # job's id keeps a stale job from taking a later attempt. The session is read without a lock: a
 # clear that commits meanwhile comes before or after.
 CLAIM_RUN = """
@@ -93,9 +102,10 @@ FROM (
         ON c.app_id = x.curated_app_id AND c.version = x.curated_app_version
     WHERE x.id = $1
 ) code
-WHERE r.id = code.id AND r.attempt = $2 AND r.status = 'queued'
+WHERE r.id = code.id AND r.attempt = $2 AND r.status = 'queued' AND NOT r.cancel_requested
 RETURNING r.id, r.tool_id, r.user_id, r.session_id, r.context, r.kind, r.source_kind, r.attempt,
-    r.superseded, r.inputs, r.action, r.files, code.session_has_files, code.source, code.entrypoint
+    r.lease_owner, r.superseded, r.inputs, r.action, r.files, code.session_has_files, code.source,
+    code.entrypoint
 """
 
 # Keep a lease; no row means that it is lost. Answers whether the user asked to stop.
@@ -105,12 +115,12 @@ WHERE id = $1 AND lease_owner = $2 AND status = 'running' RETURNING cancel_reque
 """
 
 # Give a run back to the queue, and unless $3 the attempt too. Not one that has a result (rule 11),
-# nor, with $4, one that was first started longer ago.
+# nor one that its user has cancelled, nor, with $4, one that was first started longer ago.
 HAND_BACK = """
 UPDATE tool_runs SET status = 'queued', attempt = attempt - CASE WHEN $3 THEN 0 ELSE 1 END,
     lease_owner = NULL, lease_expires_at = NULL
 WHERE id = $1 AND lease_owner = $2 AND status = 'running' AND NOT has_result
-    AND ($4::interval IS NULL OR started_at > now() - $4::interval)
+    AND NOT cancel_requested AND ($4::interval IS NULL OR started_at > now() - $4::interval)
 RETURNING attempt
 """
 
@@ -133,19 +143,20 @@ RETURNING kind, superseded
 
 # A step that the service takes itself is finished when it is inserted.
 FINISH_OWN_RUN = """
-UPDATE tool_runs SET status = 'succeeded', ui_payload = $2, started_at = $3, finished_at = $3
+UPDATE tool_runs SET status = 'succeeded', ui_payload = $2, started_at = now(), finished_at = now()
 WHERE id = $1 AND status = 'queued'
 """
 
 SET_STATE_REV = "UPDATE tool_runs SET state_rev = $2 WHERE id = $1"
 
-# Ask a run to stop. A queued one ends here; a running one is ended by its worker.
+# Ask a run to stop. A queued one ends here; a running one is ended by its worker, or by whoever
+# recovers it.
 REQUEST_CANCEL = """
 UPDATE tool_runs SET cancel_requested = true,
     status = CASE WHEN status = 'queued' THEN 'cancelled' ELSE status END,
     finished_at = CASE WHEN status = 'queued' THEN now() END,
     error_code = CASE WHEN status = 'queued' THEN 'cancelled' END,
-    error_summary = CASE WHEN status = 'queued' THEN 'Körningen avbröts.' END
+    error_summary = CASE WHEN status = 'queued' THEN $2 END
 WHERE id = $1 AND status IN ('queued', 'running')
 RETURNING status, superseded
 """
@@ -159,7 +170,7 @@ ORDER BY created_at LIMIT 500
 
 # Runs whose worker let the lease run out; locked against the other sweeps.
 LOCK_LOST_RUN = """
-SELECT id, session_id, attempt, superseded, has_result FROM tool_runs
+SELECT id, attempt, superseded, has_result, cancel_requested FROM tool_runs
 WHERE id = $1 AND status = 'running' AND lease_expires_at < now() FOR UPDATE
 """
 # While the server was away nobody could renew a lease or write an end: after its start all have
@@ -172,8 +183,8 @@ WHERE status = 'running' AND lease_expires_at < now()
 REQUEUE_RUN = """
 UPDATE tool_runs SET status = 'queued', lease_owner = NULL, lease_expires_at = NULL WHERE id = $1
 """
-FAIL_RUN = """
-UPDATE tool_runs SET status = 'failed', error_code = $2, error_summary = $3, finished_at = now(),
+END_RUN = """
+UPDATE tool_runs SET status = $2, error_code = $3, error_summary = $4, finished_at = now(),
     lease_owner = NULL, lease_expires_at = NULL
 WHERE id = $1
 """
@@ -218,8 +229,9 @@ async def count_unfinished(db: Executor) -> dict[str, int]:
     return {row["status"]: row["runs"] for row in await db.fetch(COUNT_UNFINISHED_BY_STATUS)}
 
 
-async def supersede_runs(db: Connection, session_id: UUID) -> None:
-    await db.execute(SUPERSEDE_RUNS, session_id)
+async def supersede_runs(db: Connection, session_id: UUID, by: UUID) -> None:
+    """Take the session from its unfinished runs, for the run `by`. Commit at once."""
+    await db.execute(SUPERSEDE_RUNS, session_id, by)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +247,7 @@ class NewRun:
     files: tuple[StoredFile, ...] = ()
 
 
-async def insert_run(db: Connection, session: ToolSession, run: NewRun, now: datetime) -> None:
+async def insert_run(db: Connection, session: ToolSession, run: NewRun) -> None:
     """Queue a run. Raises SessionBusy if the session has an unfinished action run."""
     await db.execute(
         INSERT_RUN,
@@ -253,7 +265,6 @@ async def insert_run(db: Connection, session: ToolSession, run: NewRun, now: dat
         run.action,
         run.expected_state_rev,
         run.files,
-        now,
     )
 
 
@@ -269,7 +280,11 @@ async def find_needed_blobs(
 async def claim_run(
     db: Executor, run_id: UUID, attempt: int, owner: str, lease_seconds: float
 ) -> ClaimedRun | None:
-    """Take a queued run; None if it is taken, finished or at another attempt."""
+    """Take a queued run; None if it is taken, finished, cancelled or at another attempt.
+
+    `owner` is a name that no other claim has, not even a later one of the same worker: whatever is
+    written later is checked against it.
+    """
     lease = timedelta(seconds=lease_seconds)
     row = await db.fetchrow(CLAIM_RUN, run_id, attempt, owner, lease)
     return None if row is None else convert_row(row, ClaimedRun)
@@ -346,23 +361,25 @@ async def finish_own_run(
 
     The caller holds the session's lock.
     """
-    await insert_run(db, session, run, now)
-    await db.execute(FINISH_OWN_RUN, run.id, ui_payload, now)
+    await insert_run(db, session, run)
+    await db.execute(FINISH_OWN_RUN, run.id, ui_payload)
     state_rev = await sessions.advance_session(db, session.id, run.id, now, {}, 1)
     await db.execute(SET_STATE_REV, run.id, state_rev)
     return state_rev
 
 
-async def request_cancel(db: Database, run_id: UUID, session_id: UUID, now: datetime) -> str | None:
+async def request_cancel(
+    db: Database, run_id: UUID, session_id: UUID, now: datetime
+) -> RunStatus | None:
     """Cancel a queued run or ask a running one to stop: its status then, None if it had ended."""
     async with db.transaction() as tx:
         await sessions.lock_session_by_id(tx, session_id)
-        row = await tx.fetchrow(REQUEST_CANCEL, run_id)
+        row = await tx.fetchrow(REQUEST_CANCEL, run_id, CANCELLED)
         if row is None:
             return None
         if row["status"] == "cancelled" and not row["superseded"]:
             await sessions.release_session(tx, session_id, run_id, now)
-        return str(row["status"])
+        return RunStatus(row["status"])
 
 
 async def list_unsent(db: Executor) -> list[tuple[UUID, int]]:
@@ -370,27 +387,42 @@ async def list_unsent(db: Executor) -> list[tuple[UUID, int]]:
     return [(row["id"], row["attempt"]) for row in await db.fetch(LIST_UNSENT)]
 
 
+@dataclass(frozen=True)
+class RecoveredRun:
+    """What became of a run whose worker is gone: queued, at the attempt to send, or ended."""
+
+    id: UUID
+    status: RunStatus
+    attempt: int
+
+
 async def recover_lost_runs(
     db: Database, max_attempts: int, lease_seconds: float, now: datetime
-) -> list[tuple[UUID, int | None]]:
-    """Queue runs of dead workers again, or fail those that had a result or no attempts left.
+) -> list[RecoveredRun]:
+    """Queue runs of dead workers again; end those that are not to be executed any more.
 
-    Returns (id, attempt to enqueue) for each; the attempt is None for a failed run.
+    Those are the cancelled ones, and those that had a result or have no attempts left. What is in
+    a claim's hands is left to the next round: claims wait for S3.
     """
-    recovered: list[tuple[UUID, int | None]] = []
+    recovered: list[RecoveredRun] = []
     for lost in await db.fetch(LIST_LOST_RUNS, timedelta(seconds=lease_seconds)):
         async with db.transaction() as tx:
-            await sessions.lock_session_by_id(tx, lost["session_id"])
+            if not await sessions.try_lock_session(tx, lost["session_id"]):
+                continue
             row = await tx.fetchrow(LOCK_LOST_RUN, lost["id"])
             if row is None:
                 continue
-            if row["attempt"] < max_attempts and not row["has_result"]:
+            end = None
+            if row["cancel_requested"]:
+                end = (RunStatus.CANCELLED, "cancelled", CANCELLED)
+            elif row["has_result"] or row["attempt"] >= max_attempts:
+                end = (RunStatus.FAILED, "worker_lost", WORKER_LOST)
+            if end is None:
                 await tx.execute(REQUEUE_RUN, row["id"])
-                recovered.append((row["id"], row["attempt"]))
             else:
-                words = "Körningen avbröts av ett fel i tjänsten. Försök igen."
-                await _fail(tx, row, lost["session_id"], "worker_lost", words, now)
-                recovered.append((row["id"], None))
+                await _end(tx, row, lost["session_id"], end, now)
+            status = RunStatus.QUEUED if end is None else end[0]
+            recovered.append(RecoveredRun(row["id"], status, row["attempt"]))
     return recovered
 
 
@@ -399,25 +431,31 @@ async def fail_overdue_runs(
 ) -> list[UUID]:
     """Fail runs that wait for too long to be started, or started again; returns their ids.
 
-    A tool takes no longer than `run_seconds`.
+    A tool takes no longer than `run_seconds`. What is in a claim's hands is left to the next round.
     """
     failed: list[UUID] = []
     limits = (timedelta(seconds=queue_timeout_seconds), timedelta(seconds=run_seconds))
+    end = (RunStatus.FAILED, "queue_timeout", QUEUE_TIMEOUT)
     for overdue in await db.fetch(LIST_OVERDUE_QUEUED, *limits):
         async with db.transaction() as tx:
-            await sessions.lock_session_by_id(tx, overdue["session_id"])
+            if not await sessions.try_lock_session(tx, overdue["session_id"]):
+                continue
             row = await tx.fetchrow(LOCK_OVERDUE_QUEUED, overdue["id"])
             if row is None:
                 continue
-            words = "Körningen fick vänta för länge på att startas. Försök igen."
-            await _fail(tx, row, overdue["session_id"], "queue_timeout", words, now)
+            await _end(tx, row, overdue["session_id"], end, now)
             failed.append(row["id"])
     return failed
 
 
-async def _fail(
-    tx: Connection, row: dict[str, Any], session_id: UUID, code: str, words: str, now: datetime
+async def _end(
+    tx: Connection,
+    row: dict[str, Any],
+    session_id: UUID,
+    end: tuple[RunStatus, str, str],
+    now: datetime,
 ) -> None:
-    await tx.execute(FAIL_RUN, row["id"], code, words)
+    """End a run that no worker holds, with a status, code and words; its session is locked."""
+    await tx.execute(END_RUN, row["id"], *end)
     if not row["superseded"]:
         await sessions.release_session(tx, session_id, row["id"], now)

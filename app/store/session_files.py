@@ -20,6 +20,7 @@ from uuid import UUID
 
 import msgspec
 
+from app.concurrency import run_to_end
 from app.domain.files import StoredFile, UploadLimits
 from app.domain.sessions import context_key
 from app.errors import SessionFilesExpired
@@ -30,16 +31,16 @@ from app.store.fence import CommitFence
 from app.store.file_sets import CommitUncertain, FileSets
 from app.store.manifests import Manifest, SetKey, SetRecord
 from app.store.object_types import ObjectMissing
-from app.store.object_writer import run_to_end
 from app.store.objects import ObjectStore
 from app.store.session_sweep import (
     FindUnexplained,
     NeededBlobs,
     SessionSweep,
-    SweepReport,
     is_expired,
+    is_past,
 )
 from app.store.set_expiry import SetExpiry
+from app.store.sweep_types import SweepReport
 
 # Which blobs the unfinished runs of some sessions still need; sessions without any may be left out.
 FindNeededBlobs = Callable[
@@ -118,7 +119,10 @@ class SessionFileStorageProtocol(Protocol):
         ...
 
     async def restore_files(self, stored: StoredSet) -> None:
-        """Undo `store_files`, unless somebody replaced the files since."""
+        """Undo `store_files`, unless somebody replaced the files since.
+
+        Files whose time was over do not come back: they are deleted with what replaced them.
+        """
         ...
 
     async def discard_replaced(self, stored: StoredSet, needed: Collection[str]) -> int:
@@ -231,7 +235,14 @@ class S3SessionFileStorage:
                 return None
             if before is None or before.state == "expiring":
                 return msgspec.structs.replace(current, state="expiring")
-            return msgspec.structs.replace(before, replaced_versions=current.lineage)
+            # A write renews LastModified, which must not give them another life. No unfinished run
+            # needs them: it would have touched them.
+            is_over = is_past(record.served_at, before.last_accessed_at, self._ttl)
+            return msgspec.structs.replace(
+                before,
+                replaced_versions=current.lineage,
+                state="expiring" if is_over else "live",
+            )
 
         change = await self._sets.change(key, decide)
         if change.written is not None and change.written.state == "expiring":

@@ -2,43 +2,43 @@
 
 Invariant: what is live is decided by manifests alone; the database is only asked what unfinished
 runs still need, so an empty one deletes nothing that lives. Every step can be done twice. Memory
-does not grow with the bucket, and live sets cost their share of a listing.
+does not grow with the bucket, and live sets cost their share of a listing. What S3 refuses of one
+set, journal or upload is noted and left, and all others are swept.
 """
 
+import math
 import time
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 from urllib.parse import unquote
 from uuid import UUID
 
-import msgspec
-
 from app.domain.ids import group_of
+from app.errors import Unavailable
 from app.log import get_log
 from app.store.file_sets import FileSets
-from app.store.manifests import Manifest, SetKey, SetRecord
-from app.store.object_types import ObjectInfo
-from app.store.set_expiry import FoundSet, SetExpiry, gather_some
-from app.store.set_listing import (
-    MANIFESTS,
-    ListedSet,
-    is_session_path,
-    manifest_path,
-    walk_sets,
-)
+from app.store.manifests import Manifest, SetKey, SetRecord, find_session_key
+from app.store.object_types import NotSupported, ObjectInfo, is_of_one_object
+from app.store.set_expiry import FoundSet, SetExpiry, settle_delete, settle_some
+from app.store.set_listing import ListedSet, walk_sets
+from app.store.sweep_types import SHARD_SETS, WHOLE_BUCKET, Reach, ShardCount, SweepReport
 
 FAMILY: Final = "sessions"
 ORPHAN_AGE = timedelta(hours=1)
 OPEN_UPLOAD_AGE = timedelta(days=1)
 # The server's clock is read in whole seconds: a set may look a second older than it is.
 CLOCK_GRAIN = timedelta(seconds=1)
-SHARD_SETS = 5_000
-# Under one fence, which an upload to one of them would wait for.
-BATCH_SETS = 100
+# A journal that tells of sets that are not marked may be of a clear that is about to mark them.
+JOURNAL_AGE = timedelta(minutes=10)
+# Sets of a batch for each call that may be under way: a few seconds' work at any pace. It is done
+# under one fence, which an upload to one of them would wait for.
+BATCH_ROUNDS = 10
+BATCH_MAX_SETS = 500
+PARALLEL_FENCES = 8
 REPORTED_KEYS = 100
 
 # Which blobs unfinished runs of some sets still need; sets of which none is needed may be left out.
@@ -49,76 +49,14 @@ FindUnexplained = Callable[[Sequence[tuple[UUID, UUID]]], Awaitable[set[tuple[UU
 log = get_log(__name__)
 
 
-class SweepReport(msgspec.Struct, kw_only=True):
-    """What a sweep saw and did; of a dry run, what one would do.
-
-    `scanned` counts all sets, `oldest_access`, `files`, `bytes` and `unexplained` what is left of
-    them; the last three and `orphans` are of the `walked_sets`, whose blobs were listed.
-    `unreadable_keys` holds the first 100. `is_complete` is False when its time was up before all
-    was swept: the next sweep begins with the rest. `requests` to S3 count those made in vain too.
-    """
-
-    dry_run: bool = False
-    is_complete: bool = True
-    scanned: int = 0
-    oldest_access: datetime | None = None
-    expired: int = 0
-    in_use: int = 0
-    deleted_sets: int = 0
-    deleted_files: int = 0
-    deleted_bytes: int = 0
-    resumed: int = 0
-    walked_sets: int = 0
-    files: int = 0
-    bytes: int = 0
-    orphans: int = 0
-    orphan_bytes: int = 0
-    missing_manifests: int = 0
-    unexplained: int = 0
-    unreadable: int = 0
-    unreadable_keys: list[str] = []
-    aborted_uploads: int = 0
-    requests: dict[str, int] = {}
-    duration_seconds: float = 0.0
-
-
-class ShardCount(msgspec.Struct, kw_only=True):
-    """What is left in a range of sets, from `first_path` up to `end_path` (None: the last).
-
-    All but `sets` and `oldest_access` is counted only where the blobs were walked.
-    """
-
-    first_path: str
-    end_path: str | None = None
-    is_walked: bool = False
-    sets: int = 0
-    oldest_access: datetime | None = None
-    files: int = 0
-    bytes: int = 0
-    orphans: int = 0
-    orphan_bytes: int = 0
-    unexplained: int = 0
-
-
-class Reach(msgspec.Struct, frozen=True, kw_only=True):
-    """A range of sets for a sweep: up to, not including, `end_path` (None: the last).
-
-    `cuts` are the paths in between at which shards are known to begin. Orphans are found where
-    blobs are walked.
-    """
-
-    first_path: str = ""
-    end_path: str | None = None
-    cuts: tuple[str, ...] = ()
-    walk_blobs: bool = True
-
-
-WHOLE_BUCKET = Reach()
-
-
 def is_expired(record: SetRecord, ttl: timedelta) -> bool:
     """Tell whether a set's time is over by the server's clock, never a moment too early."""
-    return record.served_at - record.accessed_at > ttl + CLOCK_GRAIN
+    return is_past(record.served_at, record.accessed_at, ttl)
+
+
+def is_past(served_at: datetime, accessed_at: datetime, ttl: timedelta) -> bool:
+    """Tell the same of a moment and an access, both by the server's clock."""
+    return served_at - accessed_at > ttl + CLOCK_GRAIN
 
 
 class SessionSweep:
@@ -136,6 +74,10 @@ class SessionSweep:
         self._sets, self._objects, self._expiry = sets, sets.objects, SetExpiry(sets)
         self._ttl, self._needed, self._dry_run = ttl, needed, dry_run
         self._find_unexplained = find_unexplained
+        self._parallel = self._objects.parallel_calls
+        self._batch_sets = min(BATCH_ROUNDS * self._parallel, BATCH_MAX_SETS)
+        # What journals tell of and could not be ended by this sweep.
+        self._stuck: set[str] = set()
         self._unreadable: set[str] = set()
         self._started = time.monotonic()
         self._report = SweepReport(dry_run=dry_run)
@@ -147,26 +89,29 @@ class SessionSweep:
         self._report.duration_seconds = round(time.monotonic() - self._started, 3)
         return self._report
 
-    async def begin(self) -> None:
+    async def begin(self, *, max_seconds: float = math.inf) -> None:
         """Finish what other sweeps and clears began, and abort uploads that nobody goes on with.
+
+        Journals that are not reached within the time are left to the next sweep.
 
         Raises:
             Unavailable
         """
-        async for journal_key, manifest_keys in self._expiry.read_journals(FAMILY):
-            await gather_some(self._resume, manifest_keys)
-            if not self._dry_run:
-                await self._objects.delete([journal_key])
-        async for upload in self._objects.list_multipart(""):
-            if upload.served_at - upload.started_at > OPEN_UPLOAD_AGE:
-                if not self._dry_run:
-                    await self._objects.abort_multipart(upload.key, upload.upload_id)
-                self._report.aborted_uploads += 1
+        end = time.monotonic() + max_seconds
+        async for journal in self._expiry.list_journals(FAMILY):
+            if time.monotonic() > end:
+                self._report.is_complete = False
+                break
+            async with self._apart(journal.key):
+                await self._resume_journal(journal)
+            self._unreadable.clear()
+        async with self._apart("multipart uploads"):
+            await self._abort_uploads()
 
     async def sweep(self, reach: Reach = WHOLE_BUCKET) -> AsyncGenerator[ShardCount, None]:
         """Sweep a range of sets; yields what is left in it, shard by shard.
 
-        A shard ends where one is known to, or holds `SHARD_SETS` sets.
+        A shard ends where one is known to, or held `SHARD_SETS` sets when it was listed.
 
         Raises:
             Unavailable: half-way; the next sweep finishes what this one began.
@@ -181,11 +126,11 @@ class SessionSweep:
                 while cuts and listed.path >= cuts[0]:
                     yield await self._close(part, cuts[0])
                     part = part.next(cuts.popleft())
-                if part.count.sets >= SHARD_SETS and listed.is_real:
+                if part.seen >= SHARD_SETS and listed.is_real:
                     yield await self._close(part, listed.path)
                     part = part.next(listed.path)
                 self._take(part, listed)
-                if len(part.due) >= BATCH_SETS or len(part.suspects) >= BATCH_SETS:
+                if max(len(part.due), len(part.suspects)) >= self._batch_sets:
                     await self._settle(part)
         while cuts:
             yield await self._close(part, cuts[0])
@@ -198,10 +143,12 @@ class SessionSweep:
         manifest = listed.manifest
         if manifest is not None:
             self._report.scanned += 1
+            part.seen += 1
             if not listed.is_real:
                 self._note_unreadable(manifest.key)
                 return
-            if manifest.served_at - manifest.last_modified > self._ttl + CLOCK_GRAIN:
+            is_due = is_past(manifest.served_at, manifest.last_modified, self._ttl)
+            if is_due and manifest.key not in self._stuck:
                 part.due.append(listed)
                 return
         part.add(listed)
@@ -238,20 +185,45 @@ class SessionSweep:
 
     # --- Expiry ---------------------------------------------------------------------------
 
-    async def _resume(self, manifest_key: str) -> None:
+    async def _resume_journal(self, journal: ObjectInfo) -> None:
+        manifest_keys = await self._expiry.read_journal(journal.key)
+        if manifest_keys is None:
+            self._note_unreadable(journal.key, "journal")
+            return
+        # What stays marked comes to its time again, and into another journal: one is enough.
+        keys = {key: key for key in manifest_keys if key not in self._stuck}
+        # Each takes a fence of its own.
+        unmarked, failed = await settle_some(self._resume, keys, PARALLEL_FENCES)
+        self._stuck |= failed.keys()
+        await self._note_failed(failed)
+        is_young = journal.served_at - journal.last_modified <= JOURNAL_AGE
+        if self._dry_run or (is_young and any(unmarked.values())):
+            return
+        if not failed or len(failed) < len(manifest_keys):
+            await self._expiry.end_journal(journal.key, list(failed))
+
+    async def _resume(self, manifest_key: str) -> bool:
+        """Go on with a set if it is marked; tell whether it still may be."""
         found = self._find(manifest_key, await self._sets.read_manifest(manifest_key))
-        if found is not None and found.manifest.state == "expiring":
+        if found is None:
+            return False
+        if found.manifest.state == "expiring":
             await self._finish(found)
+            return False
+        return True
 
     async def _expire(self, part: "_Part") -> None:
-        keys = [f"{MANIFESTS}{one.path}.json" for one in part.due]
+        keys = [one.manifest_key for one in part.due]
+        doomed: dict[str, Manifest] = {}
         if self._dry_run:
-            records = await gather_some(self._sets.read_manifest, keys)
-            await self._choose_due(dict(zip(keys, records, strict=True)))
-            doomed = {}
+            records, failed = await settle_some(
+                self._sets.read_manifest, dict(zip(keys, keys, strict=True)), self._parallel
+            )
+            await self._choose_due(records)
         else:
-            deleted = await self._expiry.expire_batch(FAMILY, keys, self._choose_due)
-            doomed = {found.key.path: found.manifest for found in deleted}
+            expired = await self._expiry.expire_batch(FAMILY, keys, self._choose_due)
+            doomed = {found.key.path: found.manifest for found in expired.deleted}
+            failed = expired.failed
         for one in part.due:
             if one.path in doomed:
                 self._count_deleted(doomed[one.path])
@@ -260,8 +232,9 @@ class SessionSweep:
                 one.manifest = None
             part.add(one)
             # What the set held beside its own blobs is looked at at once, not in the next walk.
-            if any(map(_is_old, one.blobs)):
+            if one.manifest_key not in failed and any(map(_is_old, one.blobs)):
                 part.suspects.append(one)
+        await self._note_failed(failed)
 
     async def _choose_due(self, records: Mapping[str, SetRecord]) -> list[FoundSet]:
         found = [self._find(key, record) for key, record in records.items()]
@@ -278,20 +251,34 @@ class SessionSweep:
 
     async def _finish(self, found: FoundSet) -> None:
         """Go on with a clear or a sweep that broke off between the mark and the end."""
-        self._report.resumed += 1
         if not self._dry_run:
             await self._expiry.finish(found.key, found.manifest)
             self._count_deleted(found.manifest)
+        self._report.resumed += 1
 
     def _count_deleted(self, manifest: Manifest) -> None:
         self._report.deleted_sets += 1
         self._report.deleted_files += len(manifest.files)
         self._report.deleted_bytes += sum(file.bytes for file in manifest.files)
 
+    async def _abort_uploads(self) -> None:
+        try:
+            async for upload in self._objects.list_multipart(""):
+                if upload.served_at - upload.started_at > OPEN_UPLOAD_AGE:
+                    async with self._apart(upload.key):
+                        if not self._dry_run:
+                            await self._objects.abort_multipart(upload.key, upload.upload_id)
+                        self._report.aborted_uploads += 1
+        except NotSupported:
+            log.info("session_files.uploads_not_listed")  # The server sees to them by itself.
+
     # --- Orphans --------------------------------------------------------------------------
 
     async def _delete_orphans(self, part: "_Part") -> None:
-        found = await gather_some(self._find_orphans, part.suspects)
+        suspects = {one.blobs[0].key: one for one in part.suspects}
+        looks, failed = await settle_some(self._find_orphans, suspects, self._parallel)
+        await self._note_failed(failed)
+        found = looks.values()
         asked = list({key: None for key, orphans in found if key is not None and orphans})
         # Asked after the manifests were read: a later run can only need what those name.
         needed = await self._needed(asked) if asked else {}
@@ -301,18 +288,20 @@ class SessionSweep:
             for blob in blobs
             if key is None or _blob_id(blob) not in needed.get(key, ())
         ]
-        orphan_bytes = sum(blob.bytes for blob in orphans)
         part.count.orphans += len(orphans)
-        part.count.orphan_bytes += orphan_bytes
+        part.count.orphan_bytes += sum(blob.bytes for blob in orphans)
         if not self._dry_run:
-            await self._objects.delete(blob.key for blob in orphans)
-            part.count.files -= len(orphans)
-            part.count.bytes -= orphan_bytes
+            keys = [blob.key for blob in orphans]
+            refused = await settle_delete(self._objects.delete(keys), keys)
+            gone = [blob.bytes for blob in orphans if blob.key not in refused]
+            part.count.files -= len(gone)
+            part.count.bytes -= sum(gone)
+            await self._note_failed(refused)
 
     async def _find_orphans(self, listed: ListedSet) -> tuple[SetKey | None, list[ObjectInfo]]:
         """Return whose set it is, if that can be known, and its old blobs that nothing names."""
         old = [blob for blob in listed.blobs if _is_old(blob)]
-        manifest_key = f"{MANIFESTS}{listed.path}.json"
+        manifest_key = listed.manifest_key
         record = await self._sets.read_manifest(manifest_key)
         found = self._find(manifest_key, record)
         if found is not None:
@@ -331,7 +320,9 @@ class SessionSweep:
         log.warning("session_files.manifest_missing", set=listed.path, blobs=len(old))
         # Whose set it was: the raw context stands in the blobs' metadata.
         context = there.metadata.get("context")
-        return _session_key(listed.path, None if context is None else unquote(context)), old
+        if context is None:
+            return None, old
+        return find_session_key(manifest_key, unquote(context)), old
 
     # --- Manifests ------------------------------------------------------------------------
 
@@ -340,20 +331,46 @@ class SessionSweep:
         if record.etag is None:
             return None
         manifest = record.manifest
-        key = _session_key(manifest_path(manifest_key), manifest.context) if manifest else None
-        if manifest is None or key is None:
+        key = find_session_key(manifest_key, manifest.context) if manifest else None
+        if manifest is None or key is None or key.context is None:
             self._note_unreadable(manifest_key)
             return None
         return FoundSet(key, manifest, record)
 
-    def _note_unreadable(self, manifest_key: str) -> None:
-        if manifest_key in self._unreadable:
+    # --- Trouble --------------------------------------------------------------------------
+
+    def _note_unreadable(self, key: str, kind: str = "manifest") -> None:
+        if key in self._unreadable:
             return
-        self._unreadable.add(manifest_key)
+        self._unreadable.add(key)
         self._report.unreadable += 1
         if len(self._report.unreadable_keys) < REPORTED_KEYS:
-            self._report.unreadable_keys.append(manifest_key)
-        log.error("session_files.manifest_unreadable", key=manifest_key)
+            self._report.unreadable_keys.append(key)
+        log.error(f"session_files.{kind}_unreadable", key=key)
+
+    @asynccontextmanager
+    async def _apart(self, key: str) -> AsyncIterator[None]:
+        """Note what S3 refuses of one thing, and go on with the others."""
+        try:
+            yield
+        except Exception as error:
+            if not is_of_one_object(error):
+                raise
+            await self._note_failed({key: error})
+
+    async def _note_failed(self, failed: Mapping[str, Exception]) -> None:
+        """Note what was refused, by key.
+
+        Raises:
+            Unavailable: it is S3 that is away, and no matter of these alone.
+        """
+        if failed and not await self._objects.bucket_exists():
+            raise Unavailable("s3")
+        for key, error in failed.items():
+            self._report.failed += 1
+            if len(self._report.failed_keys) < REPORTED_KEYS:
+                self._report.failed_keys.append(key)
+                log.error("session_files.refused", key=key, error=repr(error))
 
 
 @dataclass
@@ -361,6 +378,7 @@ class _Part:
     """A part of the bucket while it is walked, and what is to be done there before the next."""
 
     count: ShardCount
+    seen: int = 0
     due: list[ListedSet] = field(default_factory=list)
     suspects: list[ListedSet] = field(default_factory=list)
     owners: Counter[tuple[UUID, UUID]] = field(default_factory=Counter)
@@ -382,14 +400,6 @@ class _Part:
         )
         if count.is_walked:
             self.owners[listed.owner] += 1
-
-
-def _session_key(path: str, context: str | None) -> SetKey | None:
-    """Return the key of the set that lies at a path; None when no session's set can lie there."""
-    if context is None or not is_session_path(path):
-        return None
-    tool_id, user_id, _ = path.split("/")
-    return SetKey(FAMILY, path, user_id, tool_id, context)
 
 
 def _is_old(blob: ObjectInfo) -> bool:

@@ -28,6 +28,8 @@ VALUES ($1, $2, $3, $4, $5, $5) ON CONFLICT ON CONSTRAINT tool_sessions_key DO N
 # Lock order everywhere: user, tool, session, run.
 LOCK_SESSION = f"{_GET_SESSION} FOR UPDATE"
 LOCK_SESSION_BY_ID = f"SELECT {_SESSION} FROM tool_sessions WHERE id = $1 FOR UPDATE"  # noqa: S608
+# The same, without a wait: no row where somebody else holds it.
+TRY_LOCK_SESSION = "SELECT id FROM tool_sessions WHERE id = $1 FOR UPDATE SKIP LOCKED"
 
 # A claim: this run alone may write the session from now on.
 SET_ACTIVE_RUN = "UPDATE tool_sessions SET active_run_id = $2, updated_at = $3 WHERE id = $1"
@@ -76,6 +78,11 @@ async def lock_session(db: Connection, key: tuple[UUID, UUID, str]) -> ToolSessi
 async def lock_session_by_id(db: Connection, session_id: UUID) -> ToolSession | None:
     row = await db.fetchrow(LOCK_SESSION_BY_ID, session_id)
     return None if row is None else convert_row(row, ToolSession)
+
+
+async def try_lock_session(db: Connection, session_id: UUID) -> bool:
+    """Lock a session until the transaction ends, unless somebody else has it."""
+    return await db.fetchval(TRY_LOCK_SESSION, session_id) is not None
 
 
 async def set_active_run(db: Connection, session_id: UUID, run_id: UUID, now: datetime) -> None:

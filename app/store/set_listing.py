@@ -5,7 +5,6 @@ of real sets are all of one length. What lies there under other keys is told apa
 """
 
 import asyncio
-import re
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Final, TypeVar
@@ -13,16 +12,14 @@ from uuid import UUID
 
 import msgspec
 
+from app.store.manifests import blobs_prefix, find_session_key, manifests_prefix
 from app.store.object_types import ObjectInfo
 from app.store.objects import ObjectStore
 
-MANIFESTS: Final = "sessions/manifests/"
-BLOBS: Final = "sessions/files/"
+MANIFESTS: Final = manifests_prefix("sessions")
+BLOBS: Final = blobs_prefix("sessions")
 # A set may hold a few dozen files; of one with far more, a part at a time is looked at.
 GROUP_BLOBS = 5_000
-
-_UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
-_PATH = re.compile(f"{_UUID}/{_UUID}/[0-9a-f]{{64}}")
 
 T = TypeVar("T")
 
@@ -38,24 +35,20 @@ class ListedSet(msgspec.Struct):
     blobs: list[ObjectInfo]
 
     @property
+    def manifest_key(self) -> str:
+        """Where the manifest lies, or would have to."""
+        return f"{MANIFESTS}{self.path}.json" if self.manifest is None else self.manifest.key
+
+    @property
     def is_real(self) -> bool:
         """Whether a session's set can lie here at all."""
-        return is_session_path(self.path)
+        return find_session_key(self.manifest_key) is not None
 
     @property
     def owner(self) -> tuple[UUID, UUID]:
         """Tool and user of a real set."""
         tool_id, user_id, _ = self.path.split("/")
         return UUID(tool_id), UUID(user_id)
-
-
-def is_session_path(path: str) -> bool:
-    """Tell whether a session's set can lie at a path: tool, user, hash of the context."""
-    return _PATH.fullmatch(path) is not None
-
-
-def manifest_path(manifest_key: str) -> str:
-    return manifest_key.removeprefix(MANIFESTS).removesuffix(".json")
 
 
 async def walk_sets(
@@ -68,7 +61,7 @@ async def walk_sets(
     ):
         manifest, group = await anext(manifests, None), await anext(groups, None)
         while manifest is not None or group is not None:
-            path = None if manifest is None else manifest_path(manifest.key)
+            path = None if manifest is None else _path_of(manifest)
             if group is None or (path is not None and path < group.path):
                 assert path is not None, "one of the two is there"
                 yield ListedSet(path, manifest, [])
@@ -80,6 +73,12 @@ async def walk_sets(
                 group.manifest = manifest
                 yield group
                 manifest, group = await anext(manifests, None), await anext(groups, None)
+
+
+def _path_of(manifest: ObjectInfo) -> str:
+    path = manifest.key.removeprefix(MANIFESTS)
+    # What is named otherwise is no manifest, and is not to be taken for that of its neighbour.
+    return path.removesuffix(".json") if path.endswith(".json") else f"{path}/"
 
 
 async def _group_blobs(

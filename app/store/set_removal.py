@@ -10,9 +10,9 @@ import msgspec
 
 from app.errors import Unavailable
 from app.store.file_sets import FileSets
-from app.store.manifests import SetKey, SetRecord
+from app.store.manifests import SetRecord, find_session_key
 from app.store.set_expiry import FoundSet, SetExpiry
-from app.store.set_listing import BLOBS, MANIFESTS, manifest_path
+from app.store.set_listing import BLOBS, MANIFESTS
 
 # So many sets are marked and deleted together, under one fence.
 BATCH_SETS = 100
@@ -54,6 +54,7 @@ async def _expire_pass(sets: FileSets, path_prefix: str, removed: RemovedFiles) 
         if not page:
             continue
         seen += len(page)
+        keys = {info.key: find_session_key(info.key) for info in page}
         found: dict[str, SetRecord] = {}
 
         async def choose(
@@ -61,21 +62,22 @@ async def _expire_pass(sets: FileSets, path_prefix: str, removed: RemovedFiles) 
         ) -> list[FoundSet]:
             found.update(records)
             return [
-                FoundSet(_set_key(key), record.manifest, record)
-                for key, record in records.items()
-                if record.manifest is not None
+                FoundSet(key, record.manifest, record)
+                for manifest_key, record in records.items()
+                if record.manifest is not None and (key := find_session_key(manifest_key))
             ]
 
-        for gone in await expiry.expire_batch("sessions", [i.key for i in page], choose):
-            removed.files += len(gone.manifest.files)
-            removed.bytes += sum(file.bytes for file in gone.manifest.files)
-        for key, record in found.items():
-            if record.unreadable:
-                removed.files += await expiry.delete_unreadable(_set_key(key))
+        if manifest_keys := [name for name, key in keys.items() if key is not None]:
+            expired = await expiry.expire_batch("sessions", manifest_keys, choose)
+            for gone in expired.deleted:
+                removed.files += len(gone.manifest.files)
+                removed.bytes += sum(file.bytes for file in gone.manifest.files)
+            for error in expired.failed.values():
+                raise Unavailable("s3") from error
+        for manifest_key, record in found.items():
+            key = keys[manifest_key]
+            if record.unreadable and key is not None:
+                removed.files += await expiry.delete_unreadable(key)
+        # What is no set's manifest, such as the marker of a folder, nobody commits to.
+        await sets.objects.delete(name for name, key in keys.items() if key is None)
     return seen
-
-
-def _set_key(manifest_key: str) -> SetKey:
-    path = manifest_path(manifest_key)
-    tool_id, user_id = path.split("/")[:2]
-    return SetKey("sessions", path, user_id, tool_id)

@@ -6,13 +6,13 @@ backup costs a sweep its order of work, and nothing else.
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 import msgspec
 
 from app.store.postgres import Database, Executor, convert_row
-from app.store.session_sweep import SHARD_SETS, ShardCount, SweepReport
+from app.store.sweep_types import SHARD_SETS, ShardCount, SweepReport
 
 SESSION_FILES: Final = "session-files"
 
@@ -37,7 +37,29 @@ ON CONFLICT (first_path) DO UPDATE SET swept_at = excluded.swept_at, sets = excl
     orphan_bytes = CASE WHEN $2 THEN excluded.orphan_bytes ELSE s.orphan_bytes END,
     unexplained = CASE WHEN $2 THEN excluded.unexplained ELSE s.unexplained END
 """
-# Where a shard that was found too large goes on: not swept yet, so first in the next sweep.
+# Where a shard that was found too large goes on: not swept yet, so first in the next sweep. What
+# was counted by its blobs, and when, is that of the shard it was a part of, shared out by sets: $3
+# of them stayed behind.
+SPLIT_SHARD = """
+WITH whole AS (
+    SELECT *, least(1, $3 / nullif(sets, 0)::float8) AS stays FROM sweep_shards
+    WHERE first_path = $1
+), behind AS (
+    INSERT INTO sweep_shards (first_path, walked_at, sets, oldest_access, files, bytes, orphans,
+        orphan_bytes, unexplained)
+    SELECT $2, walked_at, greatest(0, sets - $3), oldest_access,
+        files - floor(files * stays), bytes - floor(bytes * stays),
+        orphans - floor(orphans * stays), orphan_bytes - floor(orphan_bytes * stays),
+        unexplained - floor(unexplained * stays)
+    FROM whole ON CONFLICT DO NOTHING
+    RETURNING files, bytes, orphans, orphan_bytes, unexplained
+)
+UPDATE sweep_shards s SET files = s.files - b.files, bytes = s.bytes - b.bytes,
+    orphans = s.orphans - b.orphans, orphan_bytes = s.orphan_bytes - b.orphan_bytes,
+    unexplained = s.unexplained - b.unexplained
+FROM behind b WHERE s.first_path = $1
+"""
+# The same in the first sweep of all, where nothing is known of the whole.
 ADD_SHARD = "INSERT INTO sweep_shards (first_path) VALUES ($1) ON CONFLICT DO NOTHING"
 
 # One shard takes over the one behind it, with what was counted there.
@@ -66,7 +88,8 @@ END_SWEEP = """
 UPDATE sweep_status SET ended_at = now(), succeeded_at = now(), report = $2 WHERE job = $1
 """
 FAIL_SWEEP = """
-UPDATE sweep_status SET ended_at = now(), error = $2, failures_total = failures_total + 1
+UPDATE sweep_status SET ended_at = now(), error = $2, failures_total = failures_total + 1,
+    report = coalesce($3, report)
 WHERE job = $1
 """
 # Ended by a stop of its process, which is no failure: the next goes on.
@@ -108,7 +131,8 @@ class StorageStatus(msgspec.Struct, frozen=True, kw_only=True):
 
     `sets` and `oldest_access` are of the last sweep. What is counted by blobs is as old as
     `walked_at` at most, None before the whole bucket was walked once; `orphans` are those that the
-    walk found, deleted since or not. `failures_total` counts killed sweeps too.
+    walk found, deleted since or not. `report` is of the last sweep that got to its end, also one
+    that had to leave something. `failures_total` counts killed sweeps too.
     """
 
     sets: int
@@ -123,7 +147,7 @@ class StorageStatus(msgspec.Struct, frozen=True, kw_only=True):
     ended_at: datetime | None = None
     succeeded_at: datetime | None = None
     error: str | None = None
-    report: dict[str, Any] | None = None
+    report: SweepReport | None = None
     sweeps_total: int = 0
     failures_total: int = 0
 
@@ -151,6 +175,7 @@ async def save_shard(db: Database, count: ShardCount) -> None:
     """Write down a shard that was swept, and that another begins behind it."""
     async with db.transaction() as tx:
         if count.end_path is not None:
+            await tx.execute(SPLIT_SHARD, count.first_path, count.end_path, count.sets)
             await tx.execute(ADD_SHARD, count.end_path)
         await tx.execute(
             SAVE_SHARD,
@@ -185,12 +210,13 @@ async def begin_sweep(db: Executor, job: str) -> None:
     await db.execute(BEGIN_SWEEP, job)
 
 
-async def end_sweep(db: Executor, job: str, report: SweepReport) -> None:
+async def end_sweep(db: Executor, job: str, report: msgspec.Struct) -> None:
     await db.execute(END_SWEEP, job, report)
 
 
-async def fail_sweep(db: Executor, job: str, error: str) -> None:
-    await db.execute(FAIL_SWEEP, job, error)
+async def fail_sweep(db: Executor, job: str, error: str, report: SweepReport | None = None) -> None:
+    """Note that a sweep failed; with a report if it got to its end all the same."""
+    await db.execute(FAIL_SWEEP, job, error, report)
 
 
 async def interrupt_sweep(db: Executor, job: str) -> None:

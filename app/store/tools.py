@@ -4,7 +4,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from app.domain.tools import InputSchema, Tool, ToolVersion
+from app.domain.tools import Tool, ToolCode, ToolVersion
 from app.domain.users import Role
 from app.errors import NotFound
 from app.store.postgres import Connection, Executor, convert_row
@@ -149,12 +149,13 @@ async def insert_version(
     db: Executor,
     version_id: UUID,
     tool_id: UUID,
-    code: tuple[str, str, InputSchema],
+    code: ToolCode,
     created_by: UUID | None,
     now: datetime,
 ) -> ToolVersion:
-    """Add a draft; `code` is (source, entrypoint, input_schema)."""
-    row = await db.fetchrow(INSERT_VERSION, version_id, tool_id, *code, created_by, now)
+    """Add a draft."""
+    parts = (code.source, code.entrypoint, code.input_schema)
+    row = await db.fetchrow(INSERT_VERSION, version_id, tool_id, *parts, created_by, now)
     assert row is not None, "INSERT … RETURNING gives its row"
     return convert_row(row, ToolVersion)
 
@@ -163,11 +164,12 @@ async def update_draft(
     db: Executor,
     version_id: UUID,
     expected_rev: int,
-    code: tuple[str, str, InputSchema],
+    code: ToolCode,
     now: datetime,
 ) -> ToolVersion | None:
     """Save a draft; None if it was saved since `expected_rev` or is published."""
-    row = await db.fetchrow(UPDATE_DRAFT, version_id, expected_rev, *code, now)
+    parts = (code.source, code.entrypoint, code.input_schema)
+    row = await db.fetchrow(UPDATE_DRAFT, version_id, expected_rev, *parts, now)
     return None if row is None else convert_row(row, ToolVersion)
 
 

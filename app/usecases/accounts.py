@@ -11,11 +11,11 @@ from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
 
 from app.domain.ids import new_uuid7
-from app.domain.users import ApiToken, User
+from app.domain.users import ApiToken, Role, User, normalize_username
 from app.errors import BadCredentials, NotFound
 from app.log import get_log
 from app.store import users
-from app.store.postgres import Database
+from app.store.postgres import Database, Executor
 from app.store.redis import Logins, LoginSession, RateLimit
 
 log = get_log(__name__)
@@ -24,8 +24,28 @@ TOKEN_PREFIX = "skt_"  # noqa: S105 - lets secret scanners know one when they se
 _hasher = PasswordHasher()  # argon2id with the library's current defaults (RFC 9106 low memory)
 
 
-async def hash_password(password: str) -> str:
+async def _hash_password(password: str) -> str:
     return await asyncio.to_thread(_hasher.hash, password)
+
+
+async def create_user(
+    db: Executor,
+    username: str,
+    role: Role,
+    password: str | None,
+    now: datetime,
+    *,
+    display_name: str = "",
+) -> User | None:
+    """Add an account; None, and nothing changes, if the name is taken.
+
+    It is shown by its username unless there is a `display_name`. Without a password, nothing but
+    API tokens lets its user in.
+    """
+    name = normalize_username(username)
+    user = User(id=new_uuid7(now), username=name, display_name=display_name or name, role=role)
+    password_hash = "" if password is None else await _hash_password(password)
+    return user if await users.ensure_user(db, user, password_hash, now) else None
 
 
 async def log_in(
@@ -45,14 +65,14 @@ async def log_in(
     """
     for limit, subject in limits:
         await limit.check(subject)
-    found = await users.find_login(db, username.strip().lower())
+    found = await users.find_login(db, normalize_username(username))
     user, stored_hash = found or (None, await asyncio.to_thread(_dummy_hash))
     matches = await asyncio.to_thread(_verify, stored_hash, password)
     if user is None or not matches or not user.is_active:
         log.info("login.refused", username=username[:100])
         raise BadCredentials
     if _hasher.check_needs_rehash(stored_hash):
-        await users.update_password_hash(db, user.id, await hash_password(password))
+        await users.update_password_hash(db, user.id, await _hash_password(password))
     account_limit, account = limits[0]
     await account_limit.reset(account)
     token, session = await logins.create(user.id)

@@ -14,7 +14,6 @@ from uuid import UUID
 
 import msgspec
 
-from app.domain.runs import RunStatus
 from app.errors import AppError, Conflict, NotFound
 from app.log import get_log
 from app.store import deletions, run_purge, runs, tools
@@ -169,7 +168,7 @@ class Deletions:
         for run_id, session_id in await deletions.list_unfinished(self.db, owner):
             status = await runs.request_cancel(self.db, run_id, session_id, datetime.now(UTC))
             if status is not None:
-                running += not RunStatus(status).is_finished
+                running += not status.is_finished
                 await self.events.publish(run_id, RunEvent(status=status))
         return running
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+from app.concurrency import run_to_end
 from app.domain.files import UploadLimits
 from app.domain.ids import new_uuid7
 from app.domain.inputs import coerce_values
@@ -21,7 +22,6 @@ from app.errors import AppError, FilesRequired, InvalidInputs, SessionBusy
 from app.jobs import Queue
 from app.log import get_log
 from app.store import runs, sessions
-from app.store.object_writer import run_to_end
 from app.store.postgres import Connection, Database
 from app.store.session_files import (
     SessionFilesKey,
@@ -90,8 +90,10 @@ class InitialRuns:
                 session = await self.claims.lock_session(tx, key, now)
                 await _queue_initial(tx, session, run, now)
                 await sessions.set_has_files(tx, session.id, True, now)
-                # Last, since all refusals are behind us: this PUT puts the new set in force.
+                # All refusals are behind us: this PUT puts the new set in force.
                 stored = await self.session_files.store_files(upload)
+                # Not before: while S3 hangs, the heartbeats of those runs would wait for us.
+                await runs.supersede_runs(tx, session.id, by=run.id)
         except AppError:
             if stored is not None and await self._is_certainly_absent(run.id, key.user_id):
                 await self.session_files.restore_files(stored)
@@ -138,6 +140,7 @@ class InitialRuns:
                 if is_reuse and session.files_rev != files_rev:
                     continue  # Replaced or cleared since: what we touched may be gone.
                 await _queue_initial(tx, session, run, now)
+                await runs.supersede_runs(tx, session.id, by=run.id)
             return run.id
         raise SessionBusy("Filerna ändras just nu. Försök igen om en stund.")
 
@@ -145,9 +148,8 @@ class InitialRuns:
 async def _queue_initial(
     tx: Connection, session: ToolSession, run: runs.NewRun, now: datetime
 ) -> None:
-    """Supersede what is unfinished in the session and queue the run in its place."""
-    await runs.supersede_runs(tx, session.id)
-    await runs.insert_run(tx, session, run, now)
+    """Queue the run as the session's active one; to supersede the unfinished ones comes last."""
+    await runs.insert_run(tx, session, run)
     await sessions.set_active_run(tx, session.id, run.id, now)
 
 

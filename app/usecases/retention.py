@@ -1,20 +1,26 @@
-"""How long runs and their artifacts are kept: runs by their creation, artifacts by the bucket.
+"""How long runs and their artifacts are kept, by the clocks of PostgreSQL and of the bucket.
 
 Bounded, and resumable at any point: what is left is the oldest, and comes first the next time.
 """
 
+import asyncio
 import time
-from datetime import datetime, timedelta
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
+from typing import Final
 from uuid import UUID
 
 import msgspec
 
+from app.errors import AppError, Unavailable
 from app.log import get_log
 from app.settings import Settings
-from app.store import run_purge
+from app.store import run_purge, sweep_ledger
 from app.store.artifacts import ArtifactStore
 from app.store.postgres import Database
 
+RETENTION: Final = "retention"
 # So long may one go purge runs; a backlog of months is worked off over some hours.
 MAX_SECONDS = 600.0
 
@@ -36,7 +42,6 @@ async def apply_retention(
     db: Database,
     artifacts: ArtifactStore,
     settings: Settings,
-    now: datetime,
     *,
     dry_run: bool = False,
 ) -> RetentionReport | None:
@@ -51,26 +56,45 @@ async def apply_retention(
     async with db.try_lock("sweep:retention") as is_ours:
         if not is_ours:
             return None
-        started = time.monotonic()
         report = RetentionReport(dry_run=dry_run)
-        age = timedelta(days=settings.artifact_retention_days)
-        # First those that are old by the bucket's own clock, whatever run they are of, if any.
-        removed = await artifacts.delete_older(age, dry_run=dry_run)
-        report.deleted_artifacts, report.artifact_bytes = removed.artifacts, removed.bytes
-        await _purge_runs(db, artifacts, settings, now, report)
-        report.duration_seconds = time.monotonic() - started
+        async with _noted(db, report):
+            started = time.monotonic()
+            age = timedelta(days=settings.artifact_retention_days)
+            # First those that are old by the bucket's own clock, whatever run they are of, if any.
+            removed = await artifacts.delete_older(age, dry_run=dry_run)
+            report.deleted_artifacts, report.artifact_bytes = removed.artifacts, removed.bytes
+            await _purge_runs(db, artifacts, settings, report)
+            report.duration_seconds = time.monotonic() - started
     log.info("retention.applied", **msgspec.to_builtins(report))
     return report
 
 
+@asynccontextmanager
+async def _noted(db: Database, report: RetentionReport) -> AsyncIterator[None]:
+    """Write down for the operator that the block began, and how it ended; not of a dry run."""
+    if report.dry_run:
+        yield
+        return
+    await sweep_ledger.begin_sweep(db, RETENTION)
+    try:
+        yield
+    except asyncio.CancelledError:
+        with suppress(Unavailable):
+            await sweep_ledger.interrupt_sweep(db, RETENTION)
+        raise
+    except Exception as error:
+        log.exception("retention.failed")
+        name = error.code if isinstance(error, AppError) else type(error).__name__
+        with suppress(Unavailable):
+            await sweep_ledger.fail_sweep(db, RETENTION, name)
+        raise
+    await sweep_ledger.end_sweep(db, RETENTION, report)
+
+
 async def _purge_runs(
-    db: Database,
-    artifacts: ArtifactStore,
-    settings: Settings,
-    now: datetime,
-    report: RetentionReport,
+    db: Database, artifacts: ArtifactStore, settings: Settings, report: RetentionReport
 ) -> None:
-    before = now - timedelta(days=settings.run_retention_days)
+    before = await run_purge.find_cutoff(db, timedelta(days=settings.run_retention_days))
     # A run's artifacts are as old as the run: where those are kept no longer, they are counted.
     are_counted = settings.artifact_retention_days <= settings.run_retention_days
     end = time.monotonic() + MAX_SECONDS

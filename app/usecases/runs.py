@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
-from app.domain.runs import Run, RunStatus
+from app.domain.runs import Run
 from app.domain.users import User
 from app.errors import NotFound, RunFinished
 from app.store import runs
@@ -58,4 +58,4 @@ class Runs:
 
 def _is_reason_to_look(event: RunEvent) -> bool:
     """Whether the run has ended, or events were missed that may have said so."""
-    return event == RunEvent() or (event.status is not None and RunStatus(event.status).is_finished)
+    return event == RunEvent() or (event.status is not None and event.status.is_finished)

@@ -8,7 +8,7 @@ import msgspec
 
 from app.curated import load_curated_apps
 from app.domain.curated import CuratedApp
-from app.domain.tools import DEFAULT_ENTRYPOINT, Tool, parse_input_schema
+from app.domain.tools import DEFAULT_ENTRYPOINT, Tool, ToolCode, parse_input_schema
 from app.log import get_log
 from app.store import curated
 from app.store import tools as tool_store
@@ -64,7 +64,7 @@ async def _seed_tool(db: Database, meta: ToolFolder, source: str, now: datetime)
         "summary": meta.summary,
         "usage_instructions": meta.usage_instructions,
     }
-    code = (source, meta.entrypoint, parse_input_schema(meta.input_schema))
+    code = ToolCode(source, meta.entrypoint, parse_input_schema(meta.input_schema))
     tool = await tool_store.find_tool_by_slug(db, meta.slug)
     if tool is None:
         tool = await tools.create_tool(db, None, meta.slug, texts, now)
@@ -75,7 +75,7 @@ async def _seed_tool(db: Database, meta: ToolFolder, source: str, now: datetime)
         if tool.published_version_id is None
         else await tool_store.find_version(db, tool.published_version_id)
     )
-    if current is None or (current.source, current.entrypoint, current.input_schema) != code:
+    if current is None or current.code != code:
         version = await tools.create_version(db, tool, None, code, now)
         await tools.publish(db, None, version, now)
         log.info("tool.seeded", slug=meta.slug, number=version.number)

@@ -6,9 +6,12 @@ from uuid import UUID
 
 import msgspec
 
-from app.store import runs, sessions
+from app.domain.users import User
+from app.errors import NotFound
+from app.store import runs, sessions, tools
 from app.store.postgres import Database
-from app.store.session_files import FileSnapshot, SessionFilesKey, SessionFileStorageProtocol
+from app.store.session_files import SessionFilesKey, SessionFileStorageProtocol
+from app.usecases.tools import may_start
 
 
 class SessionView(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,28 +26,40 @@ class SessionView(msgspec.Struct, frozen=True, kw_only=True):
     next_actions: list[dict[str, Any]]
 
 
-async def view_session(db: Database, tool_id: UUID, user_id: UUID, context: str) -> SessionView:
-    session = await sessions.find_session(db, tool_id, user_id, context)
+async def get_key(db: Database, user: User, slug: str, context: str) -> SessionFilesKey:
+    """Name a session that the user may have of a published tool, or does have.
+
+    What is saved in a session stays its user's when the tool leaves their catalogue.
+
+    Raises:
+        NotFound: there is neither.
+    """
+    tool = await tools.find_tool_by_slug(db, slug)
+    if tool is None:
+        raise NotFound
+    key = SessionFilesKey(tool.id, user.id, context)
+    if not may_start(user, tool) and await sessions.find_session(db, *key.parts) is None:
+        raise NotFound
+    return key
+
+
+async def view_session(db: Database, user: User, key: SessionFilesKey) -> SessionView:
+    """A session, with the actions that its user may take now."""
+    session = await sessions.find_session(db, *key.parts)
     next_actions: list[dict[str, Any]] = []
     if session is not None and session.offer_run_id is not None:
         offer = await runs.find_offer(db, session.offer_run_id)
-        next_actions = [] if offer is None else offer.next_actions
+        if offer is not None and user.has_role(offer.min_role):
+            next_actions = offer.next_actions
     return SessionView(
-        tool_id=tool_id,
-        context=context,
+        tool_id=key.tool_id,
+        context=key.context,
         state={} if session is None else session.state,
         state_rev=0 if session is None else session.state_rev,
         latest_run_id=None if session is None else session.latest_run_id,
         active_run_id=None if session is None else session.active_run_id,
         next_actions=next_actions,
     )
-
-
-async def list_files(
-    storage: SessionFileStorageProtocol, tool_id: UUID, user_id: UUID, context: str
-) -> FileSnapshot | None:
-    """The files that the next action would get, or None. Does not prolong their life."""
-    return await storage.get_files(SessionFilesKey(tool_id, user_id, context))
 
 
 async def clear_files(

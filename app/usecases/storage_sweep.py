@@ -16,13 +16,16 @@ from app.settings import Settings
 from app.store import runs, sweep_ledger
 from app.store.postgres import Database
 from app.store.session_files import SessionFilesKey, SessionFileStorageProtocol
-from app.store.session_sweep import Reach, SessionSweep, SweepReport
+from app.store.session_sweep import SessionSweep
 from app.store.sweep_ledger import SESSION_FILES, Shard
+from app.store.sweep_types import Reach, SweepReport
 
 LOCK = "sweep:session-files"
 # The blobs of a large bucket are walked in parts, one an hour, all of them once a day.
 WALKS_OF_A_DAY = 24
 PROGRESS_SECONDS = 0.2
+# What a sweep that had to leave something (`SweepReport.failed`) is noted as.
+PARTS_REFUSED = "parts_refused"
 NEVER = datetime.min.replace(tzinfo=UTC)
 
 # Told now and then how far a sweep has come.
@@ -41,7 +44,8 @@ async def clean_up_expired(
     """Delete session files that no run was given for the TTL (ADR-0039 §3).
 
     Returns None, and does nothing, while another process does it. Interrupted at any point, the
-    next one goes on with what this one had not reached.
+    next one goes on with what this one had not reached. A report with something `failed` is that of
+    a sweep which got to its end, and is noted as a failure.
 
     Raises:
         Unavailable
@@ -63,7 +67,10 @@ async def clean_up_expired(
             with suppress(Unavailable):
                 await sweep_ledger.fail_sweep(db, SESSION_FILES, _name_error(error))
             raise
-        await sweep_ledger.end_sweep(db, SESSION_FILES, sweep.report)
+        if sweep.report.failed:
+            await sweep_ledger.fail_sweep(db, SESSION_FILES, PARTS_REFUSED, sweep.report)
+        else:
+            await sweep_ledger.end_sweep(db, SESSION_FILES, sweep.report)
     log.info("session_files.swept", **msgspec.to_builtins(sweep.report))
     return sweep.report
 
@@ -112,7 +119,8 @@ def _open_sweep(
 
 async def _sweep_shards(db: Database, sweep: SessionSweep, max_seconds: float) -> None:
     end = monotonic() + max_seconds
-    await sweep.begin()
+    # However much was left half done: the other half of the time is for all others.
+    await sweep.begin(max_seconds=max_seconds / 2)
     for reach in _plan(await sweep_ledger.list_shards(db)):
         if monotonic() > end:
             sweep.report.is_complete = False

@@ -8,7 +8,7 @@ import msgspec
 
 from app.domain.ids import new_uuid7
 from app.domain.runs import RunSource
-from app.domain.tools import InputSchema, Tool, ToolVersion, check_source, is_slug
+from app.domain.tools import InputSchema, Tool, ToolCode, ToolVersion, check_source, is_slug
 from app.domain.users import User
 from app.errors import Conflict, EditConflict, Forbidden, Invalid, NotFound
 from app.store import curated, tools
@@ -34,10 +34,16 @@ async def list_catalogue(
     return await tools.list_published(db, user.roles, pattern, after, limit)
 
 
+def may_start(user: User, tool: Tool) -> bool:
+    """Whether the tool is in the user's catalogue."""
+    is_offered = tool.published_version_id is not None or tool.curated_app_version is not None
+    return is_offered and user.has_role(tool.min_role)
+
+
 async def get_offered(db: Database, user: User, slug: str) -> OfferedTool:
     """Raises NotFound for a tool that is not there for this user, or not published."""
     tool = await tools.find_tool_by_slug(db, slug)
-    if tool is None or not user.has_role(tool.min_role):
+    if tool is None or not may_start(user, tool):
         raise NotFound
     app_id, app_version = tool.curated_app_id, tool.curated_app_version
     if app_id is not None and app_version is not None:
@@ -46,8 +52,7 @@ async def get_offered(db: Database, user: User, slug: str) -> OfferedTool:
         )
         schema = await curated.get_input_schema(db, app_id, app_version)
         return OfferedTool(tool=tool, source=source, input_schema=schema)
-    if tool.published_version_id is None:
-        raise NotFound
+    assert tool.published_version_id is not None, "what may be started is one of the two"
     version = await tools.find_version(db, tool.published_version_id)
     if version is None:
         raise NotFound  # The tool was deleted since it was read.
@@ -122,11 +127,11 @@ async def create_version(
     db: Database,
     tool: Tool,
     user: User | None,
-    code: tuple[str, str, InputSchema],
+    code: ToolCode,
     now: datetime,
 ) -> ToolVersion:
-    """Add a draft from (source, entrypoint, input_schema). Raises InvalidSource."""
-    check_source(code[0], code[1])
+    """Add a draft. Raises InvalidSource."""
+    check_source(code.source, code.entrypoint)
     created_by = None if user is None else user.id
     return await tools.insert_version(db, new_uuid7(now), tool.id, code, created_by, now)
 
@@ -136,7 +141,7 @@ async def save_draft(
     user: User,
     version_id: UUID,
     expected_rev: int,
-    code: tuple[str, str, InputSchema],
+    code: ToolCode,
     now: datetime,
 ) -> ToolVersion:
     """Save a draft unless somebody saved it since.
@@ -148,7 +153,7 @@ async def save_draft(
     _, version = await get_editable_version(db, user, version_id)
     if version.status != "draft":
         raise Conflict("En publicerad version kan inte ändras. Skapa en ny.")
-    check_source(code[0], code[1])
+    check_source(code.source, code.entrypoint)
     saved = await tools.update_draft(db, version_id, expected_rev, code, now)
     if saved is None:
         current = await tools.find_version(db, version_id)

@@ -10,6 +10,7 @@ from uuid import UUID
 
 import msgspec
 
+from app.concurrency import run_to_end
 from app.domain.backend_actions import CLEAR_FILES_FIELD, START_OVER_ID
 from app.domain.contract import CONTRACT_VERSION, STATUS_SUCCEEDED
 from app.domain.ids import new_uuid7
@@ -22,7 +23,6 @@ from app.domain.users import User
 from app.errors import InvalidActionInput, NotFound, SessionBusy, StateRevConflict, UnknownAction
 from app.jobs import Queue
 from app.store import runs, sessions
-from app.store.object_writer import run_to_end
 from app.store.postgres import Database
 from app.store.session_files import SessionFilesKey, SessionFileStorageProtocol
 from app.usecases.claims import CLAIM_ATTEMPTS, Claims
@@ -119,7 +119,7 @@ class Turns:
             _check_free(locked, session.state_rev)
             if (locked.files_rev, locked.offer_run_id) != (files_rev, session.offer_run_id):
                 return None
-            await runs.insert_run(tx, locked, replace(run, files=files), now)
+            await runs.insert_run(tx, locked, replace(run, files=files))
             await sessions.set_active_run(tx, locked.id, run.id, now)
         await self.queue.enqueue_run(run.id, 0)
         return Turn(run.id, RunStatus.QUEUED, session.state_rev)

@@ -57,6 +57,7 @@ WORK_CHECK_SECONDS = 0.25
 END_SECONDS = 5
 
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_CHILD_SUBREAPER = 1, 4, 36
+_CLOCK_MONOTONIC, _SIGEV_SIGNAL = 1, 0
 
 
 def main() -> int:
@@ -74,6 +75,8 @@ def main() -> int:
         send(answer, READY)
         job = read_job(request)
         variables = prepare_work(root, job, request)
+        if "lifetime_seconds" in job:  # a worker of an older release does not say
+            die_within(job["lifetime_seconds"])
         send(answer, TAKEN)
         run = ToolRun(root, job, answer)
         run.start(variables)
@@ -93,6 +96,29 @@ def preload(names: list[str]) -> None:
     # What is here now is shared with the tool's process for as long as neither writes to it.
     gc.collect()
     gc.freeze()
+
+
+class _SignalEvent(ctypes.Structure):
+    _fields_ = (
+        ("value", ctypes.c_void_p),
+        ("signal", ctypes.c_int),
+        ("notify", ctypes.c_int),
+        ("unused", ctypes.c_char * 48),
+    )
+
+
+def die_within(seconds: float) -> None:
+    """Have the kernel kill this process then: it does so also to one that a tool has stopped.
+
+    With it goes its container. Until then a worker has its answer, or has ended the container; so
+    this is for one whose worker died too.
+    """
+    libc = ctypes.CDLL(None)
+    event = _SignalEvent(signal=signal.SIGKILL, notify=_SIGEV_SIGNAL)
+    timer = ctypes.c_void_p()
+    if libc.timer_create(_CLOCK_MONOTONIC, ctypes.byref(event), ctypes.byref(timer)) == 0:
+        once = (ctypes.c_long * 4)(0, 0, int(seconds), int(seconds % 1 * 1e9))
+        libc.timer_settime(timer, 0, ctypes.byref(once), None)
 
 
 def prepare_work(root: str, job: dict[str, Any], request: BinaryIO) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """The bytes between a worker and the runner in its sandbox: one job in, one outcome back.
 
 Each direction begins with `MAGIC`, whose last byte is the version. The rest is frames: one byte
-of kind, four bytes of length (big-endian), then that many bytes. The worker's side of the same
-protocol is `workers/sandbox/protocol.py`, and a test keeps the two in step.
+of kind, four bytes of length (big-endian), then that many bytes. The worker's side of the
+same frames is `workers/sandbox/wire.py`, and a test keeps the two in step.
 
 Request: `JOB` (JSON, see below), then without frames the bytes that it declares, in this order:
 source, inputs, action (where present), and every file. The worker keeps the stream open until it
@@ -11,7 +11,8 @@ One byte `STOP` there means that the user cancelled: the tool is killed, and wha
 answered all the same.
 
     {"entrypoint": "run_tool", "source": bytes, "inputs": bytes | null, "action": bytes | null,
-     "files": [{"name", "bytes"}], "limits": {…}, "alone": bool, "watch_work": bool}
+     "files": [{"name", "bytes"}], "limits": {…}, "alone": bool, "watch_work": bool,
+     "lifetime_seconds": how long the runner may live from TAKEN on}
 
 Response: `READY` once, when everything is imported and a job may come (a pooled runner waits
 here). `TAKEN` when the whole job has arrived: before it the tool has certainly not run. `PROGRESS`

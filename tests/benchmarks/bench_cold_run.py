@@ -95,7 +95,7 @@ def main() -> None:
     medians = {name: statistics.median(values) for name, values in times.items()}
     print(f"{'':18}{'p50 ms':>10}{'p95 ms':>10}{'/ bare':>10}{'/ no net':>10}")
     for name, values in times.items():
-        p95 = statistics.quantiles(values, n=20)[-1] if len(values) > 1 else values[0]
+        p95 = statistics.quantiles(values, n=20, method="inclusive")[-1]
         ratios = (medians[name] / medians[base] for base in ("bare", "bare, no network"))
         print(f"{name:18}{medians[name]:10.1f}{p95:10.1f}", *(f"{r:9.2f}" for r in ratios))
 

@@ -21,8 +21,10 @@ from session_sets import (
 
 from app.errors import SessionFilesExpired
 from app.store import session_sweep
+from app.store.file_sets import FileSets
 from app.store.object_types import ConditionLost
 from app.store.session_files import SessionFilesKey, StoredSet
+from app.store.set_removal import RemovedFiles, remove_sets
 from app.store.upload_buffers import PART_BYTES
 
 pytestmark = pytest.mark.parametrize(
@@ -134,6 +136,45 @@ async def test_undo_puts_the_replaced_set_back(nodes: Nodes) -> None:
     await store(node, key, {"c": b"3"})
     await node.storage.restore_files(stored)
     assert await contents(node, key) == {"c": b"3"}
+
+
+@pytest.mark.parametrize(("hours", "is_over"), [(23, False), (25, True)])
+async def test_undo_does_not_bring_back_a_set_whose_time_was_over(
+    nodes: Nodes, hours: int, is_over: bool
+) -> None:
+    node, key = nodes.another(), new_key()
+    await store(node, key, {"a": b"1"})
+    node.store.clock_offset = timedelta(hours=hours)
+    async with node.storage.begin_upload(key, LIMITS) as upload:
+        await upload.add_file("b", "", pieces(b"2"))
+        stored = await node.storage.store_files(upload)
+    await node.storage.restore_files(stored)
+    assert await contents(nodes.another(), key) == (None if is_over else {"a": b"1"})
+    assert len(await nodes.keys()) == (0 if is_over else 2)
+
+
+# --- Removal ----------------------------------------------------------------------------------
+
+
+async def test_all_below_a_path_is_removed_whatever_it_is(nodes: Nodes) -> None:
+    node, key, other = nodes.another(), new_key(), new_key()
+    await store(node, key, {"a": b"1", "b": b"2"})
+    await store(node, other, {"c": b"3"})
+    manifests = f"sessions/manifests/{key.tool_id}"
+    own = key.set_key.manifest_key
+    for name in ("/", "/x", "/y.json", f"/{key.user_id}/", f"/{key.user_id}/x/y.json"):
+        await nodes.store.put(f"{manifests}{name}", b"")
+    await nodes.store.put(own.removesuffix(".json"), b"{}")
+    await nodes.store.put(own.replace(key.set_key.path[-4:], "0000"), b"damaged")
+    await nodes.store.put(key.set_key.blob_key("stray"), b"4")
+    sets = FileSets(node.store, nodes.variant.fence, conditional=not nodes.variant.fenced)
+    removed = RemovedFiles()
+    await remove_sets(sets, f"{key.tool_id}/", removed)
+    assert (removed.files, removed.bytes) == (3, 3)
+    assert set(await nodes.keys()) == {
+        other.set_key.manifest_key,
+        *await nodes.keys(other.set_key.blobs_prefix),
+    }
 
 
 # --- Races ------------------------------------------------------------------------------------

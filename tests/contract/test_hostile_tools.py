@@ -31,7 +31,7 @@ from sandboxes import (
 )
 
 from app.domain.runs import ClaimedRun, FinishedRun, RunKind, RunStatus
-from workers.run_tool import interpret_result
+from workers.results import ResultReader
 from workers.sandbox import protocol
 from workers.sandbox.base import Outcome, SandboxResult
 from workers.sandbox.confinement import (
@@ -112,6 +112,7 @@ def see(result: SandboxResult) -> FinishedRun:
         kind=RunKind.INITIAL,
         source_kind="tool_version",
         attempt=1,
+        lease_owner="test",
         superseded=False,
         inputs={},
         action=None,
@@ -120,7 +121,7 @@ def see(result: SandboxResult) -> FinishedRun:
         source="",
         entrypoint="run_tool",
     )
-    return interpret_result(claimed, result)
+    return ResultReader()(claimed, result)
 
 
 @pytest.mark.docker

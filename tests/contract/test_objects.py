@@ -25,7 +25,7 @@ from app.store.object_types import (
     RequestRefused,
 )
 from app.store.object_writer import ObjectWriter
-from app.store.objects import open_object_store, require_conditional_writes
+from app.store.objects import COPY_WHOLE_BYTES, open_object_store, require_conditional_writes
 from app.store.upload_buffers import PART_BYTES
 
 MIB = 1024 * 1024
@@ -245,8 +245,10 @@ async def test_delete_reports_errors_inside_an_answer_and_a_missing_bucket(nodes
         await gone.get("a", max_bytes=1)
 
 
-async def test_copy_onto_itself_renews_age_and_keeps_bytes(nodes: Nodes) -> None:
-    await nodes.store.put("k", b"same", content_type="text/plain")
+@pytest.mark.parametrize("size", [0, 4, COPY_WHOLE_BYTES, COPY_WHOLE_BYTES + 1, 6 * 1024 * 1024])
+async def test_copy_onto_itself_renews_age_and_keeps_bytes(nodes: Nodes, size: int) -> None:
+    same = os.urandom(size)
+    await nodes.store.put("k", same, content_type="text/plain")
     (before,) = [info.last_modified async for info in nodes.store.list_objects("k")]
     await asyncio.sleep(0.02)
     await nodes.store.copy_onto_itself("k", {"context": "a%20b"})
@@ -255,9 +257,21 @@ async def test_copy_onto_itself_renews_age_and_keeps_bytes(nodes: Nodes) -> None
     found = await nodes.store.find("k")
     assert found is not None
     assert found.metadata == {"context": "a%20b"}
-    assert await _read(nodes, "k") == b"same"
+    assert await _read(nodes, "k") == same
+    assert await nodes.open_uploads() == []
     with pytest.raises(ObjectMissing):
         await nodes.store.copy_onto_itself("none", {})
+
+
+async def test_copy_onto_itself_that_fails_leaves_the_object_and_nothing_else(nodes: Nodes) -> None:
+    same = os.urandom(COPY_WHOLE_BYTES + 1)
+    await nodes.store.put("k", same)
+    store: Any = nodes.another().store
+    store.fault = lambda operation, params: "refuse" if operation == "upload_part_copy" else None
+    with pytest.raises(Unavailable):
+        await store.copy_onto_itself("k", {})
+    assert await _read(nodes, "k") == same
+    assert await nodes.open_uploads() == []
 
 
 async def test_server_that_is_down_is_unavailable_in_bounded_time(variant: Variant) -> None:

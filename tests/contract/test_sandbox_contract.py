@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from sandboxes import (
@@ -21,6 +22,7 @@ from sandboxes import (
     MIB,
     Runs,
     answer_of,
+    as_tool,
     docker_sandbox,
     every_sandbox,
     fenced_sandboxes,
@@ -30,7 +32,7 @@ from sandboxes import (
 )
 
 from workers.sandbox import protocol
-from workers.sandbox.base import Outcome, Sandbox, SandboxUnavailable
+from workers.sandbox.base import InputFile, Outcome, Sandbox, SandboxJob, SandboxUnavailable
 from workers.sandbox.confinement import GID, UIDS
 from workers.sandbox.docker import DockerSandbox
 from workers.sandbox.owner import name_owner
@@ -857,3 +859,19 @@ def test_limits_of_the_suite_are_smaller_than_what_it_sends() -> None:
 async def test_trial_of_a_sandbox_that_works_leaves_nothing(run: Runs, sandbox: Sandbox) -> None:
     await sandbox.check()
     await wait_until(lambda: not run.find_left_over(), 10)
+
+
+@every_sandbox
+async def test_input_file_that_is_missing_is_told_at_once_and_is_not_the_sandbox_s_fault(
+    run: Runs, tmp_path: Path
+) -> None:
+    job = SandboxJob(
+        run_id=uuid4(),
+        source=as_tool("return 'hej'"),
+        entrypoint="run_tool",
+        files=[InputFile("a.txt", tmp_path / "missing", 5)],
+        limits=LIMITS,
+    )
+    async with asyncio.timeout(10):
+        with pytest.raises(FileNotFoundError):
+            await run.sandbox.run(job, spool=tmp_path)

@@ -129,6 +129,31 @@ async def test_a_container_that_died_is_never_given_to_a_run_and_is_replaced(
 
 
 @docker_sandbox
+async def test_container_that_complained_and_died_while_it_waited_is_replaced(client: Any) -> None:
+    async with open_pool(client, size=1):
+        (before,) = waiting(client)
+        complain = ["sh", "-c", "echo besvär >/proc/1/fd/2"]
+        client.api.exec_start(client.api.exec_create(before, complain)["Id"])
+        await asyncio.sleep(0.5)
+        assert waiting(client) == {before}  # a word alone is no reason
+        client.api.kill(before)
+        await wait_until(lambda: len(waiting(client) - {before}) == 1, 10)
+
+
+@docker_sandbox
+async def test_a_run_that_may_take_longer_than_a_container_lives_is_done_cold(
+    client: Any, tmp_path: Path
+) -> None:
+    async with open_pool(client, size=1) as pool:
+        before = waiting(client)
+        run = Runs(pool, tmp_path)
+        await run("", timeout_seconds=POOL.limits.timeout_seconds + 1)
+        assert before <= waiting(client)
+        await run("", timeout_seconds=POOL.limits.timeout_seconds - 1)
+        await wait_until(lambda: not waiting(client) & before, 10)
+
+
+@docker_sandbox
 async def test_containers_grow_old_and_are_replaced(client: Any) -> None:
     async with open_pool(client, max_age_seconds=2) as pool:
         await fill(pool, 2)

@@ -13,6 +13,7 @@ from problems import NOWHERE, call_all, check_problem
 from service import TIMEOUT_SECONDS, Client, Service
 from steps import Way, list_blobs, log_in, publish
 from tiny_tools import FILE_FIELD, QUIET, REPORTER, WRITER
+from traces import PASSWORD, add_program, add_user
 
 from app.api.openapi import DOCS
 
@@ -27,6 +28,30 @@ def test_a_login_is_a_cookie_that_scripts_cannot_read(stranger: httpx.Client) ->
         assert "samesite=lax" in session.lower()
         me = client.get("/auth/me").json()
         assert (me["username"], me["role"]) == ("anna", "user")
+
+
+def test_a_name_is_the_same_however_it_is_written(service: Service, stranger: httpx.Client) -> None:
+    environment, name = service.running.environment, f"rektor-{uuid.uuid4().hex[:8]}"
+    user_id = add_user(environment, f" {name.upper()} ")
+    with pytest.raises(AssertionError, match="taken"):
+        add_user(environment, name.title())
+    login = {"username": f"{name.title()}  ", "password": PASSWORD}
+    with httpx.Client(base_url=stranger.base_url, timeout=TIMEOUT_SECONDS) as client:
+        user = client.post("/auth/login", json=login).json()
+    shown = {"id": user_id, "username": name, "display_name": name, "role": "user"}
+    assert user == shown
+
+
+def test_nobody_logs_in_where_there_is_no_password(
+    service: Service, stranger: httpx.Client
+) -> None:
+    name = f"program-{uuid.uuid4().hex[:8]}"
+    user_id, token = add_program(service.running.environment, name)
+    for password in ("", "none"):
+        answer = stranger.post("/auth/login", json={"username": name, "password": password})
+        check_problem(answer, 401, "bad_credentials")
+    headers = {"Authorization": f"Bearer {token}"}
+    assert stranger.get("/auth/me", headers=headers).json()["id"] == user_id
 
 
 def test_unknown_user_and_wrong_password_get_the_same_answer(stranger: httpx.Client) -> None:

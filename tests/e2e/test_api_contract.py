@@ -157,6 +157,20 @@ def test_every_operation_has_examples_and_says_what_it_is(document: dict[str, An
         assert "500" not in operation["responses"], "a 500 is a bug"
 
 
+def test_the_document_names_every_word_of_a_run(document: dict[str, Any]) -> None:
+    schemas = document["components"]["schemas"]
+    words = {
+        "RunKind": ["initial", "action"],
+        "RunStatus": ["queued", "running", "succeeded", "failed", "timed_out", "cancelled"],
+    }
+    for name, values in words.items():
+        assert schemas[name]["enum"] == values
+    for view in ("RunView", "SandboxRunView"):
+        fields = schemas[view]["properties"]
+        assert [fields[name]["$ref"].rpartition("/")[2] for name in ("kind", "status")] == [*words]
+    assert schemas["UserView"]["properties"]["role"]["enum"] == ["user", "contributor", "admin"]
+
+
 def test_examples_are_what_their_types_say() -> None:
     for doc in DOCS.values():
         for example in (doc.body, *doc.answers.values()):

@@ -3,6 +3,7 @@
 import asyncio
 import io
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -13,9 +14,11 @@ from openpyxl import load_workbook
 from script_bank import get_app
 from service import Client, Service
 from steps import START_OVER, Way, action_ids
+from tiny_tools import FILE_FIELD
 
 from app.curated import load_curated_apps
 from app.domain.curated import CuratedApp
+from app.domain.tools import parse_input_schema
 from app.settings import load_settings
 from app.store import curated
 from app.store.postgres import open_database
@@ -273,6 +276,32 @@ def test_an_app_that_is_no_longer_shipped_leaves_the_catalogue(
         },
     )
     assert answer.status_code == 200, "a session under way goes on"
+
+
+@pytest.mark.parametrize("how", ["retired", "kept_for_admins"])
+def test_what_its_users_saved_stays_theirs_when_it_leaves_their_catalogue(
+    service: Service, anna: Client, bo: Client, admin: Client, extra: None, how: str
+) -> None:
+    app = make_app(f"sparar_{how}", BIG_STATE, input_schema=parse_input_schema([FILE_FIELD]))
+    offer(service, app)
+    way = open_app(anna, app)
+    way.run(files=[("a.txt", b"mitt")])
+    before = way.session()
+    if how == "retired":
+        seed(service)
+    else:
+        admin.patch(f"/admin/curated-apps/{app.app_id}", json={"min_role": "admin"})
+    assert anna.get(f"/tools/{app.slug}").status_code == 404
+    # What it offers is what can be taken: who lost the role takes no further step.
+    assert way.session() == before | ({} if how == "retired" else {"next_actions": []})
+    assert way.files() == ["a.txt"]
+    assert way.clear().status_code == 204
+    assert way.files() == []
+    nobodys = [(bo, "default"), (anna, "another")]
+    for client, context in nobodys:
+        other = replace(way, client=client, context=context)
+        answer = client.get(f"/tools/{app.slug}/session", params={"context": context})
+        assert [answer.status_code, other.clear().status_code] == [404, 404]
 
 
 def test_changed_code_is_another_version_without_anybody_saying_so() -> None:

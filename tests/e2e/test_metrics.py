@@ -15,6 +15,7 @@ from steps import Way, log_in
 
 from app.settings import load_settings
 from app.store.objects import open_object_store
+from app.usecases.retention import apply_retention
 from app.usecases.storage_sweep import clean_up_expired
 from app.wiring import open_services
 
@@ -121,6 +122,25 @@ def test_sweeps_and_their_failures_are_counted(service: Service, swept: dict[str
     assert (steps[1] - steps[0], steps[2] - steps[1]) == (1, 1)
     failures = [read(samples, "sweep_failures_total") for samples in (before, killed, after)]
     assert (failures[1] - failures[0], failures[2] - failures[1]) == (0, 1)
+
+
+def test_retention_and_deletions_are_told_by_every_node(service: Service) -> None:
+    before = read(scrape(service, 0), "retentions_total")
+    now = datetime.now(UTC).timestamp()
+    environment = load_settings(service.running.environment)
+
+    async def apply() -> None:
+        async with open_services(environment) as services:
+            await apply_retention(services.db, services.paced_artifacts, environment)
+
+    asyncio.run(apply())
+    for node in range(len(service.running.urls)):
+        samples = scrape(service, node)
+        assert read(samples, "retentions_total") == before + 1
+        assert read(samples, "retention_complete") == 1
+        assert abs(read(samples, "retention_succeeded_timestamp_seconds") - now) < 60
+        assert read(samples, "retention_failures_total") == 0
+        assert read(samples, "deletions_pending") >= 0
 
 
 def test_admins_see_the_state_of_storage(

@@ -30,7 +30,7 @@ from app.store.fence import PostgresFence
 from app.store.objects import ObjectStore, open_object_store
 from app.store.postgres import open_database
 from app.store.session_files import S3SessionFileStorage
-from app.store.session_sweep import SweepReport
+from app.store.sweep_types import SweepReport
 from app.usecases.storage_sweep import clean_up_expired
 
 T = TypeVar("T")

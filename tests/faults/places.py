@@ -21,19 +21,20 @@ from session_sets import LIMITS, pieces
 from app.devstack import S3_ACCESS_KEY, S3_SECRET_KEY, DevStack
 from app.domain.ids import new_uuid7
 from app.domain.runs import RunSource
-from app.domain.tools import DEFAULT_ENTRYPOINT
+from app.domain.tools import ToolCode
 from app.domain.users import User
 from app.settings import Settings, load_settings
-from app.store import sessions, sweep_ledger, users
+from app.store import sessions, sweep_ledger
 from app.store.fence import PostgresFence
 from app.store.manifests import Manifest
 from app.store.migrate import migrate
 from app.store.objects import ObjectStore, open_object_store
 from app.store.postgres import Database, open_database
 from app.store.session_files import FileSnapshot, S3SessionFileStorage, SessionFilesKey
-from app.store.session_sweep import SweepReport
 from app.store.sweep_ledger import StorageStatus
+from app.store.sweep_types import SweepReport
 from app.usecases import tools
+from app.usecases.accounts import create_user
 from app.usecases.storage_sweep import clean_up_expired
 
 Files = Mapping[str, bytes]
@@ -177,10 +178,9 @@ class Node:
     # --- people and tools -----------------------------------------------------------------
 
     async def add_user(self) -> User:
-        now = datetime.now(UTC)
         name = f"u{uuid.uuid4().hex[:12]}"
-        user = User(id=new_uuid7(now), username=name, display_name=name, role="user")
-        assert await users.ensure_user(self.db, user, "no password", now)
+        user = await create_user(self.db, name, "user", None, datetime.now(UTC))
+        assert user is not None, "the name is taken"
         return user
 
     async def add_tool(self) -> tuple[uuid.UUID, RunSource]:
@@ -189,8 +189,7 @@ class Node:
         slug = f"t{uuid.uuid4().hex[:12]}"
         texts = {"title": slug, "summary": "", "usage_instructions": ""}
         tool = await tools.create_tool(self.db, None, slug, texts, now)
-        code = (SOURCE, DEFAULT_ENTRYPOINT, ())
-        version = await tools.create_version(self.db, tool, None, code, now)
+        version = await tools.create_version(self.db, tool, None, ToolCode(SOURCE), now)
         return tool.id, tools.version_source(version)
 
     async def add_session(self, key: SessionFilesKey) -> None:

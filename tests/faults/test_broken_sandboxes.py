@@ -105,8 +105,9 @@ def test_run_that_fails_to_start_although_trials_succeed_ends_too(
     client: Client, broken: Path, breakable: Workers
 ) -> None:
     broken.write_text("run")
-    with breakable.only(RUN_QUEUE_TIMEOUT_SECONDS="1") as worker:
+    # Each try takes between half a second and 1.3, by chance.
+    with breakable.only(RUN_QUEUE_TIMEOUT_SECONDS="2") as worker:
         run_id = start(client, "to-and-fro")
         run = wait_for_end(client, run_id)
         assert (run["status"], run["error_code"]) == ("failed", "sandbox_unavailable")
-        assert times_claimed(worker, run_id) == 2
+        assert 2 <= times_claimed(worker, run_id) <= 5

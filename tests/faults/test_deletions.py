@@ -19,7 +19,7 @@ from racing import at_once
 from service import Client
 from traces import add_program, find_strays, find_traces
 
-rounds = pytest.mark.parametrize("rounds", [pytest.param(50, marks=pytest.mark.soak)])
+ROUNDS = 50
 FILES = [("a.txt", b"a" * 1000), ("b.txt", b"b")]
 
 
@@ -72,16 +72,16 @@ def run_id_of(answer: httpx.Response) -> set[str]:
     return set()
 
 
-@rounds
+@pytest.mark.soak
 def test_a_tool_that_goes_while_runs_of_it_start_leaves_nothing(
-    rounds: int, cluster: Cluster, nodes: list[Process], workers: list[Process], admin: Client
+    cluster: Cluster, nodes: list[Process], workers: list[Process], admin: Client
 ) -> None:
     environment = cluster.service.environment
     with cluster.client(nodes[0]) as anna, cluster.client(nodes[1], "bo") as bo:
         late = 0
         doomed: list[str] = []
         runs: set[str] = set()
-        for number in range(rounds):
+        for number in range(ROUNDS):
             tool = make_tool(admin)
             slug, path = tool["slug"], f"/editor/tools/{tool['id']}"
             calls = [
@@ -98,21 +98,21 @@ def test_a_tool_that_goes_while_runs_of_it_start_leaves_nothing(
             doomed.append(tool["id"])
             runs |= {run for answer in started for run in run_id_of(answer)}
             late += sum(answer.status_code == 404 for answer in started)
-    assert 0 < late < 3 * rounds, "some came before the deletion, and some after it"
+    assert 0 < late < 3 * ROUNDS, "some came before the deletion, and some after it"
     eventually(partial(is_gone, cluster, *doomed, runs=runs))
     assert find_strays(environment) == []
 
 
-@rounds
+@pytest.mark.soak
 def test_a_user_who_goes_while_their_runs_start_leaves_nothing(
-    rounds: int, cluster: Cluster, nodes: list[Process], workers: list[Process], admin: Client
+    cluster: Cluster, nodes: list[Process], workers: list[Process], admin: Client
 ) -> None:
     tool = make_tool(admin, STEP)
     slug = tool["slug"]
     late = 0
     doomed: list[str] = []
     runs: set[str] = set()
-    for number in range(rounds):
+    for number in range(ROUNDS):
         with somebody(cluster, nodes) as (user_id, (one, other)):
             first = one.run_tool(slug, wait=30, files=FILES).json()
             step = {
@@ -137,7 +137,7 @@ def test_a_user_who_goes_while_their_runs_start_leaves_nothing(
                 runs |= run_id_of(answer)
             late += sum(answer.status_code == 401 for answer in started)
             doomed.append(user_id)
-    assert 0 < late < 3 * rounds, "some came before the deletion, and some after it"
+    assert 0 < late < 3 * ROUNDS, "some came before the deletion, and some after it"
     eventually(partial(is_gone, cluster, *doomed, runs=runs))
     assert find_strays(cluster.service.environment) == []
 

@@ -8,6 +8,7 @@ import pytest
 from cluster import Cluster, Process, eventually
 from prometheus_client.parser import text_string_to_metric_families
 
+from app.devstack import free_port
 from app.metrics import READ_SECONDS
 
 # Prometheus' own patience.
@@ -31,9 +32,22 @@ def scrape(node: Process) -> dict[str, float]:
 
 @pytest.fixture
 def node(cluster: Cluster) -> Iterator[Process]:
-    """A node of the test's own: it has not asked for the bucket's rules yet."""
-    with cluster.node() as node:
+    """A node that nobody asked whether it is ready: it has not asked for the bucket's rules yet."""
+    port = free_port()
+    node = cluster._spawn(["app.cli", "api", "--port", str(port)], {})
+    node.url = f"http://127.0.0.1:{port}"
+    try:
+        eventually(lambda: is_live(node))
         yield node
+    finally:
+        node.stop()
+
+
+def is_live(node: Process) -> bool:
+    try:
+        return httpx.get(f"{node.url}/api/v1/health/live").is_success
+    except httpx.TransportError:
+        return False
 
 
 def test_metrics_are_told_while_postgresql_is_away(cluster: Cluster, node: Process) -> None:
@@ -44,6 +58,7 @@ def test_metrics_are_told_while_postgresql_is_away(cluster: Cluster, node: Proce
         told = scrape(node)
         assert told["storage_status_up"] == 0
         assert "sweeps_total" not in told and "unfinished_runs queued" not in told
+        assert "retentions_total" not in told and "deletions_pending" not in told
         assert told["session_files_ttl_seconds"] == 86_400
         route = "http_requests_total GET /api/v1/metrics 2xx"
         assert told[route] == before.get(route, 0) + 1

@@ -1,4 +1,4 @@
-"""A node whose clock is an hour off, ahead or behind: nothing dies early, nor lives for longer.
+"""A node whose clock is off, ahead or behind: nothing dies early, nor lives for longer.
 
 The node is a process of its own under libfaketime. Some servers refuse it, since its signatures
 are too old or not valid yet: then it does nothing, and says so. Others, and all of them when it is
@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from uuid import UUID
 
 import msgspec
 import pytest
@@ -33,8 +34,13 @@ from session_sets import LIMITS, new_key, pieces
 from skewed_node import Told
 
 from app.devstack import DevStack
+from app.domain.ids import new_uuid7
+from app.domain.runs import RunSource, ToolSession
+from app.store import sessions
+from app.store.artifacts import artifact_key
 from app.store.session_files import SessionFilesKey
-from app.store.session_sweep import SweepReport
+from app.store.sweep_types import SweepReport
+from app.usecases.retention import RetentionReport
 
 FILES = {"a.txt": "räksmörgås".encode(), "b.bin": os.urandom(3000)}
 # Less than any node here is off, so that one that trusted its own clock would delete all.
@@ -66,6 +72,25 @@ async def places(
             yield places
 
 
+async def run_under(
+    faketime: str, offset: str, place: Place, *program: str, **environment: str
+) -> tuple[int, bytes, str]:
+    """Run a Python program under another clock: its exit code, output and errors."""
+    environment |= {
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+    process = await asyncio.create_subprocess_exec(
+        *(faketime, "-m", "-f", offset, sys.executable, *program),
+        env=os.environ | place.environment | environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    out, errors = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, out, errors.decode()
+
+
 @dataclass(frozen=True)
 class Ended:
     """What a skewed node said and did."""
@@ -77,25 +102,13 @@ class Ended:
 
 
 async def run_skewed(faketime: str, offset: str, place: Place, key: SessionFilesKey) -> Ended:
-    environment = os.environ | place.environment
-    environment |= {
-        "TOUCHED": "/".join(map(str, key.parts)),
-        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }
-    node = await asyncio.create_subprocess_exec(
-        *(faketime, "-m", "-f", offset),
-        *(sys.executable, str(Path(__file__).with_name("skewed_node.py"))),
-        env=environment,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, errors = await node.communicate()
-    assert node.returncode is not None
+    program = str(Path(__file__).with_name("skewed_node.py"))
+    touched = "/".join(map(str, key.parts))
+    code, out, errors = await run_under(faketime, offset, place, program, TOUCHED=touched)
     told, _, rest = out.partition(b"\n")
-    assert told, errors.decode()
-    report = msgspec.json.decode(rest, type=SweepReport) if node.returncode == 0 else None
-    return Ended(node.returncode, msgspec.json.decode(told, type=Told), report, errors.decode())
+    assert told, errors
+    report = msgspec.json.decode(rest, type=SweepReport) if code == 0 else None
+    return Ended(code, msgspec.json.decode(told, type=Told), report, errors)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +173,45 @@ async def test_skewed_node_judges_by_the_servers_clock_or_does_nothing(
             await node.storage.store_files(upload)
         assert await node.read(coming) == hashes(FILES)
         (await take_stock(node.store)).assert_whole()
+
+
+@pytest.mark.parametrize("places", ["embedded"], indirect=True, scope="module")
+@pytest.mark.parametrize("offset", ["+365d", pytest.param("-365d", marks=pytest.mark.soak)])
+async def test_retention_goes_by_the_clocks_of_the_servers(
+    places: Places, faketime: str, offset: str
+) -> None:
+    """A year off, runs and artifacts of today would all be past their time, or none ever."""
+    place = await places.make()
+    async with open_node(place) as node:
+        user, (tool, source) = await node.add_user(), await node.add_tool()
+        async with node.db.transaction() as tx:
+            now = datetime.now(UTC)
+            parts = (tool, user.id, "default")
+            session = await sessions.ensure_and_lock_session(tx, new_uuid7(now), parts, now)
+        kept, due = [await add_run(node, session, source, age) for age in (1, 200)]
+        command = ("-m", "app.cli", "apply_retention", "--json")
+        code, out, errors = await run_under(faketime, offset, place, *command)
+        assert code == 0, errors
+        report = msgspec.json.decode(out, type=RetentionReport)
+        assert (report.purged_runs, report.deleted_artifacts, report.is_complete) == (1, 1, True)
+        left = [row["id"] for row in await node.db.fetch("SELECT id FROM tool_runs")]
+        keys = [info.key async for info in node.store.list_objects("runs/")]
+    assert (left, keys) == ([kept], [artifact_key(kept, 0)])
+    assert due not in left
+
+
+async def add_run(node: Node, session: ToolSession, source: RunSource, days: int) -> UUID:
+    """Add a run that ended some days ago, with an artifact."""
+    created_at = datetime.now(UTC) - timedelta(days=days)
+    run_id = new_uuid7(created_at)
+    await node.db.execute(
+        "INSERT INTO tool_runs (id, tool_id, source_kind, version_id, user_id, session_id, context,"
+        " kind, status, has_result, created_at, finished_at) VALUES"
+        " ($1, $2, 'tool_version', $3, $4, $5, 'x', 'initial', 'succeeded', true, $6, $6)",
+        *(run_id, session.tool_id, source.version_id, session.user_id, session.id, created_at),
+    )
+    await node.store.put(artifact_key(run_id, 0), b"12345")
+    return run_id
 
 
 def assert_served(ended: Ended) -> None:

@@ -10,12 +10,10 @@ import httpx
 import pytest
 from cluster import Cluster, Process
 from fault_tools import CHAIN, CHAIN_SCHEMA, TELL, TELL_SCHEMA, seen_by
-from racing import at_once
+from racing import at_once, rounds
 from service import Client
 
 SLUG = "tell_races"
-MIXED_ROUNDS = 200
-CHAIN_SLUG = "chain_races"
 ROUNDS = 4
 WRITERS = 8
 
@@ -59,18 +57,24 @@ def wait_for_end(client: Client, run_id: str) -> dict[str, Any]:
     return run
 
 
+@rounds(40, 200)
 def test_mixed_turns_on_two_nodes_make_one_line_of_revisions(
-    cluster: Cluster, clients: list[Client], workers: list[Process], nodes: list[Process]
+    rounds: int,
+    cluster: Cluster,
+    clients: list[Client],
+    workers: list[Process],
+    nodes: list[Process],
 ) -> None:
     """Each round two steps at one revision race, and in every third an initial run joins them.
 
     The tool keeps its own log in the state, so that a lost or a doubled turn would show in it.
     """
-    tool_id = str(cluster.publish(nodes[0], CHAIN_SLUG, CHAIN, CHAIN_SCHEMA)["tool_id"])
+    slug = f"chain_races_{rounds}"
+    tool_id = str(cluster.publish(nodes[0], slug, CHAIN, CHAIN_SCHEMA)["tool_id"])
     first, second, third = clients[:3]
-    start = first.run_tool(CHAIN_SLUG, inputs='{"word": "start"}').json()
-    for number in range(MIXED_ROUNDS):
-        rev = session_of(first, "default", CHAIN_SLUG)["state_rev"]
+    start = first.run_tool(slug, inputs='{"word": "start"}').json()
+    for number in range(rounds):
+        rev = session_of(first, "default", slug)["state_rev"]
         calls = [
             lambda client=client, word=word, rev=rev: take_turn(
                 client, tool_id, "default", rev, {"word": word}
@@ -79,7 +83,7 @@ def test_mixed_turns_on_two_nodes_make_one_line_of_revisions(
         ]
         if number % 3 == 0:
             inputs = f'{{"word": "i{number}"}}'
-            calls.append(lambda inputs=inputs: third.run_tool(CHAIN_SLUG, inputs=inputs, wait=None))
+            calls.append(lambda inputs=inputs: third.run_tool(slug, inputs=inputs, wait=None))
         answers = at_once(calls)
         statuses = sorted(answer.status_code for answer in answers[:2])
         # Beside an initial run both steps may come too late, and no more than one comes in time.
@@ -106,11 +110,11 @@ def test_mixed_turns_on_two_nodes_make_one_line_of_revisions(
     for row in in_line:
         word = json.loads(row["inputs"])["word"] if row["inputs"] else None
         expected = [word] if word else [*expected, json.loads(row["action"])["input"]["word"]]
-    session = session_of(second, "default", CHAIN_SLUG)
+    session = session_of(second, "default", slug)
     assert session["state"] == {"words": expected}
     assert (session["state_rev"], session["active_run_id"]) == (len(in_line), None)
     assert start["run_id"] == str(in_line[0]["id"])
-    assert len(in_line) >= MIXED_ROUNDS
+    assert len(in_line) >= rounds
 
 
 def test_action_that_races_an_upload_never_writes_over_it(

@@ -1,5 +1,6 @@
 """Whatever dies under a run, the run ends once, with the truth, and its session is free."""
 
+import asyncio
 import os
 import signal
 import statistics
@@ -14,6 +15,11 @@ import pytest
 from cluster import SETTINGS, Cluster, Process, eventually, paused
 from fault_tools import TELL, TELL_SCHEMA, seen_by
 from service import Client
+
+from app.jobs import open_queue
+from app.settings import load_settings
+from app.store import runs
+from app.store.postgres import open_database
 
 SLUG = "tell_workers"
 
@@ -124,6 +130,49 @@ def test_worker_that_stood_still_past_its_lease_changes_nothing(
         os.kill(sleeper.pid, signal.SIGCONT)
         eventually(lambda: sleeper.has_logged("run.lease_lost", run_id=run_id))
     assert show(client, run_id) == run
+    assert_free(client, context, run_id)
+
+
+def test_worker_that_gets_its_run_again_after_a_pause_has_lost_its_first_attempt(
+    cluster: Cluster, workers: list[Process], client: Client, context: str
+) -> None:
+    # Its heartbeat comes too late to tell it: what it writes is checked against the lease.
+    settings = {"RUN_LEASE_SECONDS": "60", "RUN_HEARTBEAT_SECONDS": "30"}
+    with cluster.worker(**settings) as sleeper, paused(workers):
+        run_id = start_running(client, context, seconds=3)
+        time.sleep(0.5)
+        with paused([sleeper]):
+            sql = "UPDATE tool_runs SET lease_expires_at = now() - interval '1 s' WHERE id = $1"
+            cluster.query(sql, run_id)
+            asyncio.run(recover_and_send(cluster))
+        eventually(lambda: attempts_of(cluster, run_id) == 2)
+        eventually(lambda: sleeper.has_logged("run.lease_lost", run_id=run_id))
+        assert show(client, run_id)["status"] == "running"
+        assert show(client, run_id, wait=30)["status"] == "succeeded"
+    assert attempts_of(cluster, run_id) == 2
+    assert_free(client, context, run_id)
+
+
+async def recover_and_send(cluster: Cluster) -> None:
+    """Do what the sweep of another worker does for runs whose lease ran out."""
+    settings = load_settings(cluster.service.environment)
+    async with open_database(settings.database_url, size=1) as db, open_queue(settings) as queue:
+        for run in await runs.recover_lost_runs(db, 2, 0, datetime.now(UTC)):
+            await queue.enqueue_run(run.id, run.attempt)
+
+
+def test_cancelled_run_of_a_killed_worker_is_not_executed_again(
+    cluster: Cluster, workers: list[Process], client: Client, context: str
+) -> None:
+    with cluster.worker(RUN_LEASE_SECONDS="2") as victim:
+        with paused(workers):
+            run_id = start_running(client, context, seconds=1)
+            os.kill(victim.pid, signal.SIGSTOP)  # It does not hear of it.
+            assert client.post(f"/runs/{run_id}/cancel").status_code == 202
+            victim.kill()
+        run = show(client, run_id, wait=30)
+    assert (run["status"], run["error_code"]) == ("cancelled", "cancelled")
+    assert attempts_of(cluster, run_id) == 1
     assert_free(client, context, run_id)
 
 

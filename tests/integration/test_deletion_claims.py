@@ -12,14 +12,14 @@ from databases import make_database
 from app.devstack import DevStack
 from app.domain.ids import new_uuid7
 from app.domain.runs import FinishedRun, RunKind, RunStatus
-from app.domain.tools import DEFAULT_ENTRYPOINT, Tool
-from app.domain.users import User
+from app.domain.tools import Tool, ToolCode
 from app.errors import Conflict, NotAuthenticated, NotFound
 from app.settings import load_settings
-from app.store import deletions, runs, tools, users
+from app.store import deletions, runs, tools
 from app.store.object_types import ObjectInfo
 from app.store.objects import open_object_store
 from app.store.session_files import SessionFilesKey
+from app.usecases.accounts import create_user
 from app.usecases.tools import version_source
 from app.wiring import Services, open_services
 
@@ -39,8 +39,8 @@ async def services(devstack: DevStack) -> AsyncIterator[Services]:
 
 async def add_owners(services: Services) -> SessionFilesKey:
     name = uuid.uuid4().hex
-    user = User(id=new_uuid7(NOW), username=name, display_name="", role="user")
-    await users.ensure_user(services.db, user, "", NOW)
+    user = await create_user(services.db, name, "user", None, NOW)
+    assert user is not None, "the name is taken"
     tool = Tool(
         id=new_uuid7(NOW),
         slug=name,
@@ -88,7 +88,7 @@ async def test_a_claim_under_way_is_waited_for_and_what_it_adds_is_deleted(
 ) -> None:
     key = await add_owners(services)
     owner_id = key.user_id if kind == "user" else key.tool_id
-    code = ("", DEFAULT_ENTRYPOINT, ())
+    code = ToolCode("")
     version = await tools.insert_version(services.db, new_uuid7(NOW), key.tool_id, code, None, NOW)
     claims = services.initial_runs.claims
     async with services.session_files.begin_upload(key, services.upload_limits) as upload:
@@ -97,7 +97,7 @@ async def test_a_claim_under_way_is_waited_for_and_what_it_adds_is_deleted(
             session = await claims.lock_session(tx, key, NOW)
             source = version_source(version)
             run = runs.NewRun(id=new_uuid7(NOW), source=source, kind=RunKind.INITIAL)
-            await runs.insert_run(tx, session, run, NOW)
+            await runs.insert_run(tx, session, run)
             marking = asyncio.create_task(mark(services, key, kind))
             await asyncio.sleep(0.3)
             # A user's mark waits for the claim. A tool's is there at once, but nobody is told
@@ -134,12 +134,8 @@ async def test_a_claim_after_the_mark_is_refused(
 
 
 async def test_of_two_admins_who_delete_each_other_one_is_told(services: Services) -> None:
-    admins = [
-        User(id=new_uuid7(NOW), username=name, display_name="", role="admin") for name in "xy"
-    ]
-    for admin in admins:
-        await users.ensure_user(services.db, admin, "", NOW)
-    one, other = (admin.id for admin in admins)
+    admins = [await create_user(services.db, name, "admin", None, NOW) for name in "xy"]
+    one, other = (admin.id for admin in admins if admin is not None)
     async with services.db.transaction() as tx:
         assert await deletions.lock_admins(tx) == sorted([one, other])
         assert await deletions.mark_user(tx, one, NOW)
@@ -152,12 +148,12 @@ async def test_of_two_admins_who_delete_each_other_one_is_told(services: Service
 
 async def test_nothing_is_purged_while_a_run_goes_on(services: Services) -> None:
     key = await add_owners(services)
-    code = ("", DEFAULT_ENTRYPOINT, ())
+    code = ToolCode("")
     version = await tools.insert_version(services.db, new_uuid7(NOW), key.tool_id, code, None, NOW)
     run = runs.NewRun(id=new_uuid7(NOW), source=version_source(version), kind=RunKind.INITIAL)
     async with services.db.transaction() as tx:
         session = await services.initial_runs.claims.lock_session(tx, key, NOW)
-        await runs.insert_run(tx, session, run, NOW)
+        await runs.insert_run(tx, session, run)
     assert await runs.claim_run(services.db, run.id, 0, "worker", 60) is not None
     await mark(services, key, "tool")
     await services.deletions.finish_all()

@@ -16,17 +16,22 @@ from databases import make_database
 
 from app.devstack import DevStack
 from app.domain.ids import new_uuid7
+from app.domain.users import User
 from app.errors import Unavailable
 from app.settings import Settings, load_settings
 from app.store import run_purge
 from app.store.artifacts import ArtifactStore, artifact_key
 from app.store.objects import ObjectStore, open_object_store
 from app.store.postgres import Database, open_database
+from app.store.session_files import SessionFilesKey
+from app.store.upkeep import Upkeep, get_upkeep
 from app.usecases import retention
 from app.usecases.retention import RetentionReport, apply_retention
-from app.usecases.sessions import view_session
+from app.usecases.sessions import SessionView, view_session
 
 DAY = timedelta(days=1)
+# PostgreSQL's clock is what counts: it goes on while a test runs, hence ages to the minute.
+MINUTE = timedelta(minutes=1)
 NOW = datetime.now(UTC)
 
 
@@ -105,7 +110,7 @@ class Keeper:
         artifacts: int = 0,
         status: str = "succeeded",
     ) -> UUID:
-        created_at = NOW - age
+        created_at = datetime.now(UTC) - age
         run_id = new_uuid7(created_at)
         finished_at = None if status == "queued" else created_at
         await self.raw.execute(
@@ -132,8 +137,15 @@ class Keeper:
     async def keys(self) -> list[str]:
         return [info.key async for info in self.objects.list_objects("runs/")]
 
+    async def view(self, context: str) -> SessionView:
+        user = User(id=self.user, username="anna", display_name="", role="user")
+        return await view_session(self.db, user, SessionFilesKey(self.tool, self.user, context))
+
+    async def upkeep(self) -> Upkeep:
+        return await get_upkeep(self.db)
+
     async def apply(self, *, dry_run: bool = False) -> RetentionReport:
-        report = await apply_retention(self.db, self.artifacts, self.settings, NOW, dry_run=dry_run)
+        report = await apply_retention(self.db, self.artifacts, self.settings, dry_run=dry_run)
         assert report is not None, "nobody else is at it"
         return msgspec.structs.replace(report, duration_seconds=0.0)
 
@@ -176,12 +188,12 @@ async def test_a_run_lives_for_its_days_and_not_a_day_more(keeper: Keeper) -> No
     session = await keeper.session("a")
     dead = {
         await keeper.run(session, 181 * DAY, artifacts=2),
-        await keeper.run(session, 180 * DAY + timedelta(seconds=1), status="failed"),
+        await keeper.run(session, 180 * DAY + MINUTE, status="failed"),
         await keeper.run(session, 400 * DAY),
     }
     alive = {
         await keeper.run(session, 179 * DAY, artifacts=1),
-        await keeper.run(session, 180 * DAY - timedelta(seconds=1)),
+        await keeper.run(session, 180 * DAY - MINUTE),
         await keeper.run(session, 181 * DAY, status="queued"),
         await keeper.run(session, timedelta(0)),
     }
@@ -200,6 +212,15 @@ async def test_a_run_lives_for_its_days_and_not_a_day_more(keeper: Keeper) -> No
     assert (await keeper.apply()).purged_runs == 0
 
 
+async def test_a_run_of_a_node_far_behind_lives_on(keeper: Keeper) -> None:
+    """Created long ago by a node's broken clock, but ended just now by PostgreSQL's."""
+    run = await keeper.run(await keeper.session("a"), 400 * DAY, artifacts=1)
+    await keeper.raw.execute("UPDATE tool_runs SET finished_at = now()")
+    assert (await keeper.apply()).purged_runs == 0
+    assert await keeper.runs() == {run}
+    assert len(await keeper.keys()) == 1
+
+
 async def test_a_session_outlives_the_run_that_made_its_offer(keeper: Keeper) -> None:
     sessions = [await keeper.session(context) for context in ("old", "mixed", "new")]
     old = [await keeper.run(session, 200 * DAY) for session in sessions]
@@ -213,7 +234,7 @@ async def test_a_session_outlives_the_run_that_made_its_offer(keeper: Keeper) ->
     rows = [tuple(await keeper.raw.fetchrow(look, session)) for session in sessions]
     kept = ('{"n": 1}', 3)
     assert rows == [(None, None, *kept), (None, new[1], *kept), (new[2], new[2], *kept)]
-    view = await view_session(keeper.db, keeper.tool, keeper.user, "old")
+    view = await keeper.view("old")
     assert (view.state, view.state_rev, view.next_actions) == ({"n": 1}, 3, [])
 
 
@@ -223,7 +244,7 @@ async def test_an_offer_that_went_meanwhile_is_no_offer(keeper: Keeper) -> None:
     await keeper.raw.execute(
         "UPDATE tool_sessions SET offer_run_id = $2 WHERE id = $1", session, uuid.uuid4()
     )
-    view = await view_session(keeper.db, keeper.tool, keeper.user, "a")
+    view = await keeper.view("a")
     assert (view.state_rev, view.next_actions) == (3, [])
 
 
@@ -238,6 +259,57 @@ async def test_what_s3_did_not_delete_keeps_its_row_and_goes_the_next_time(keepe
     assert await keeper.runs() == set()
 
 
+async def test_how_it_went_is_told_to_operators(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await keeper.raw.execute("TRUNCATE sweep_status")
+    run = await keeper.run(await keeper.session("a"), 200 * DAY, artifacts=1)
+    assert await keeper.upkeep() == Upkeep()
+    await keeper.apply(dry_run=True)
+    assert await keeper.upkeep() == Upkeep(), "a dry run is no go"
+    keeper.objects.is_down = True
+    with pytest.raises(Unavailable):
+        await keeper.apply()
+    assert await keeper.upkeep() == Upkeep(retentions_total=1, retention_failures_total=1)
+    keeper.objects.is_down = False
+    before = datetime.now(UTC)
+    await keeper.apply()
+    upkeep = await keeper.upkeep()
+    assert upkeep.retention_succeeded_at is not None
+    assert before <= upkeep.retention_succeeded_at <= datetime.now(UTC)
+    assert upkeep.retention_is_complete is True
+    assert (upkeep.retentions_total, upkeep.retention_failures_total) == (2, 1)
+    # As a kill leaves it: counted when the next begins. A stop is no failure.
+    await keeper.raw.execute("UPDATE sweep_status SET ended_at = NULL WHERE job = 'retention'")
+    deleting = asyncio.Event()
+
+    async def hang(*_: Any, **__: Any) -> None:
+        deleting.set()
+        await asyncio.Event().wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ArtifactStore, "delete_older", hang)
+        stopped = asyncio.create_task(keeper.apply())
+        await deleting.wait()
+        stopped.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await stopped
+    assert (await keeper.upkeep()).retention_failures_total == 2
+    await keeper.apply()
+    upkeep = await keeper.upkeep()
+    assert (upkeep.retentions_total, upkeep.retention_failures_total) == (4, 2)
+    assert run not in await keeper.runs()
+
+
+async def test_what_is_deleted_and_not_gone_is_told_to_operators(keeper: Keeper) -> None:
+    assert (await keeper.upkeep()).pending_deletions == 0
+    marked_at = NOW - 3 * DAY
+    await keeper.raw.execute("UPDATE tools SET deleted_at = $1", NOW)
+    await keeper.raw.execute("UPDATE users SET deleted_at = $1, is_active = false", marked_at)
+    upkeep = await keeper.upkeep()
+    assert (upkeep.pending_deletions, upkeep.oldest_deletion_at) == (2, marked_at)
+
+
 async def test_one_go_is_bounded_and_the_next_goes_on(
     keeper: Keeper, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +322,7 @@ async def test_one_go_is_bounded_and_the_next_goes_on(
     goes = [await keeper.apply() for _ in range(4)]
     assert [go.purged_runs for go in goes] == [2, 2, 1, 0]
     assert [go.is_complete for go in goes] == [False, False, False, True]
+    assert (await keeper.upkeep()).retention_is_complete is True
     assert await keeper.runs() == {stuck}
     assert await keeper.keys() == []
 
@@ -258,7 +331,7 @@ async def test_two_at_once_share_the_work_or_leave_it(keeper: Keeper) -> None:
     session = await keeper.session("a")
     ids = [await keeper.run(session, 200 * DAY, artifacts=1) for _ in range(30)]
     both = await asyncio.gather(
-        *(apply_retention(keeper.db, keeper.artifacts, keeper.settings, NOW) for _ in range(2))
+        *(apply_retention(keeper.db, keeper.artifacts, keeper.settings) for _ in range(2))
     )
     assert sum(report is None for report in both) <= 1
     assert sum(report.purged_runs for report in both if report is not None) == 30

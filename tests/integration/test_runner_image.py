@@ -2,9 +2,12 @@
 
 import json
 import os
+import shutil
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
@@ -12,7 +15,8 @@ from workers.sandbox.confinement import GID, UIDS
 
 IMAGE = os.environ.get("RUNNER_IMAGE", "skriptoteket-runner")
 UID = UIDS[-1]  # a run is any of them
-TOOLS = Path(__file__).parents[2] / "infra" / "tools"
+INFRA = Path(__file__).parents[2] / "infra"
+TOOLS = INFRA / "tools"
 
 pytestmark = [pytest.mark.docker]
 
@@ -283,3 +287,87 @@ def test_tools_of_the_script_bank_do_their_sample(folder: str) -> None:
     said, made = json.loads(output)
     assert words in said
     assert made == files
+
+
+# --- How it is built ---------------------------------------------------------------------------
+
+# The script itself and a real engine, with next to nothing to build.
+BUILD = """
+source "$1"; shift
+fill_context() { :; }
+main "$@"
+"""
+Build = Callable[..., str]
+
+
+def _docker(*arguments: str) -> str:
+    done = subprocess.run(["docker", *arguments], capture_output=True, timeout=60, check=True)
+    return done.stdout.decode().strip()
+
+
+@pytest.fixture
+def names() -> Iterator[tuple[str, str]]:
+    """Names for an image and its base, which are removed in the end."""
+    name = f"skriptoteket-test-{uuid4().hex[:8]}"
+    yield name, f"{name}-base"
+    made = _docker("image", "ls", "--quiet", "--filter", f"label=org.skriptoteket.test={name}")
+    subprocess.run(["docker", "image", "rm", "--force", *set(made.split())], capture_output=True)
+
+
+@pytest.fixture
+def build(tmp_path: Path, names: tuple[str, str]) -> Build:
+    """Call the script, in a directory of its own; returns its last line."""
+    name, _ = names
+    (tmp_path / "runner").mkdir()
+    for path in ("runner/requirements.txt", "runner/apt-packages.txt", "runner_sbom.py"):
+        (tmp_path / path).touch()
+    (tmp_path / "runner" / "runner.py").touch()
+    shutil.copy(INFRA / "build-runner-image.sh", tmp_path)
+    recipe = f"ARG BASE_IMAGE\nFROM $BASE_IMAGE\nLABEL org.skriptoteket.test={name}\n"
+    (tmp_path / "runner.Dockerfile").write_text(recipe)
+    script = str(tmp_path / "build-runner-image.sh")
+
+    def build(*arguments: str) -> str:
+        command = ["bash", "-c", BUILD, "bash", script, "--name", name, *arguments]
+        done = subprocess.run(command, capture_output=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr.decode()
+        return done.stdout.decode().splitlines()[-1]
+
+    return build
+
+
+def _make_base(name: str, base: str, tmp_path: Path, text: str) -> None:
+    (tmp_path / "file").write_text(text)
+    packed = tmp_path / "base.tar"
+    subprocess.run(["tar", "-C", str(tmp_path), "-cf", str(packed), "file"], check=True)
+    label = f"LABEL org.skriptoteket.test={name}"
+    _docker("import", "--change", label, str(packed), base)
+
+
+def test_it_is_built_again_when_its_base_or_its_files_changed_and_only_then(
+    build: Build, names: tuple[str, str], tmp_path: Path
+) -> None:
+    name, base = names
+    built, current = f"{name} is built", f"{name} is current"
+    _make_base(name, base, tmp_path, "first")
+    assert [build("--base", base) for _ in range(2)] == [built, current]
+    # The same name for another image, as after a pull.
+    _make_base(name, base, tmp_path, "second")
+    assert [build("--base", base, "--if-possible"), build("--base", base)] == [built, current]
+    (tmp_path / "runner" / "runner.py").write_text("pass")
+    assert [build("--base", base) for _ in range(2)] == [built, current]
+    # Who has the image only has no reason to build it.
+    _docker("image", "rm", base)
+    assert build("--base", base, "--if-possible") == current
+
+
+def test_its_base_can_be_named_by_what_it_is(
+    build: Build, names: tuple[str, str], tmp_path: Path
+) -> None:
+    name, base = names
+    _make_base(name, base, tmp_path, "first")
+    digest = _docker("image", "inspect", "--format", "{{.Id}}", base)
+    assert build("--base", digest) == f"{name} is built"
+    # Whatever has the name now.
+    _make_base(name, base, tmp_path, "second")
+    assert build("--base", digest) == f"{name} is current"

@@ -4,37 +4,40 @@ import os
 import re
 import shutil
 import subprocess
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from statuses import NOW, make_status
 
 from app.metrics import Metrics, Snapshot
 from app.settings import Settings
-from app.store.session_sweep import SweepReport
-from app.store.sweep_ledger import StorageStatus
+from app.store.sweep_types import SweepReport
+from app.store.upkeep import Upkeep
 
-ALERTS = Path(__file__).resolve().parents[2] / "infra" / "alerts"
-RULES = ALERTS / "storage.yml"
-NOW = datetime(2026, 11, 21, tzinfo=UTC)
+ROOT = Path(__file__).resolve().parents[2]
+ALERTS = ROOT / "infra" / "alerts"
+RULES = [ALERTS / "runs.yml", ALERTS / "storage.yml"]
 # All that there is to tell, as after a sweep.
-STATUS = StorageStatus(
-    sets=1,
-    oldest_access=NOW,
-    files=1,
-    bytes=1,
-    orphans=1,
-    orphan_bytes=1,
-    unexplained=1,
-    walked_at=NOW,
-    started_at=NOW,
-    ended_at=NOW,
-    succeeded_at=NOW,
-    report={name: getattr(SweepReport(), name) for name in SweepReport.__struct_fields__},
-    sweeps_total=1,
+SNAPSHOT = Snapshot(
+    storage=make_status(
+        oldest_access=NOW,
+        walked_at=NOW,
+        started_at=NOW,
+        ended_at=NOW,
+        succeeded_at=NOW,
+        report=SweepReport(),
+    ),
+    unfinished={"queued": 1},
+    upkeep=Upkeep(
+        pending_deletions=1,
+        oldest_deletion_at=NOW,
+        retention_succeeded_at=NOW,
+        retention_is_complete=True,
+    ),
+    lifecycle="complete",
 )
-SNAPSHOT = Snapshot(storage=STATUS, unfinished={"queued": 1}, lifecycle="complete")
+each_file = pytest.mark.parametrize("rules", RULES, ids=lambda path: path.stem)
 
 
 def render() -> str:
@@ -61,37 +64,64 @@ def run(*command: str, stdin: str = "") -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_metric_that_a_rule_names_is_exposed() -> None:
+def test_no_file_of_rules_is_left_out() -> None:
+    found = {path for path in ALERTS.glob("*.yml") if not path.stem.endswith("_test")}
+    assert found == set(RULES)
+
+
+@each_file
+def test_every_metric_that_a_rule_names_is_exposed(rules: Path) -> None:
     series = {
         sample.name
         for family in text_string_to_metric_families(render())
         for sample in family.samples
     }
-    named = set(re.findall(r"\bskriptoteket_\w+", RULES.read_text("utf-8")))
-    assert len(named) >= 10
+    named = set(re.findall(r"\bskriptoteket_\w+", rules.read_text("utf-8")))
+    assert len(named) >= (10 if rules.stem == "storage" else 6)
     assert named <= series, named - series
 
 
-def test_states_that_a_rule_names_are_exposed() -> None:
-    exposed = set(re.findall(r'lifecycle_rules{state="(\w+)"}', render()))
-    named = set(re.findall(r'state="(\w+)"', RULES.read_text("utf-8")))
+@each_file
+def test_states_that_a_rule_names_are_exposed(rules: Path) -> None:
+    states = r'{(?:state|status)="(\w+)"}'
+    exposed = set(re.findall(states, render()))
+    named = set(re.findall(states, rules.read_text("utf-8")))
     assert named and named <= exposed
 
 
-def test_every_alert_says_what_it_means_and_what_to_do() -> None:
-    alerts = RULES.read_text("utf-8").split("- alert: ")[1:]
+@each_file
+def test_every_alert_says_what_it_means_and_what_to_do(rules: Path) -> None:
+    alerts = rules.read_text("utf-8").split("- alert: ")[1:]
     for alert in alerts:
         for line in ("severity:", "summary:", "description:", "runbook:"):
             assert alert.count(f" {line}") == 1, (alert.splitlines()[0], line)
-    tests = ALERTS.joinpath("storage_test.yml").read_text("utf-8")
+    tests = rules.with_stem(f"{rules.stem}_test").read_text("utf-8")
     names = [alert.splitlines()[0] for alert in alerts]
     assert len(set(names)) == len(names)
     assert [name for name in names if f'"{name}"' not in tests] == [], "each is seen to fire"
 
 
-def test_the_rules_are_sound_and_fire_when_they_should(promtool: str) -> None:
-    run(promtool, "check", "rules", "--lint=all", "--lint-fatal", RULES.name)
-    run(promtool, "test", "rules", "storage_test.yml")
+def test_events_and_alerts_that_operators_are_told_of_exist() -> None:
+    readme = ROOT.joinpath("README.md").read_text("utf-8")
+    rules = "".join(path.read_text("utf-8") for path in RULES)
+    nouns = "(?:blob_cache|deletion|metrics|queue|re[a-z]+|run|s3|session_files|storage|worker)"
+    named = set(re.findall(rf"\b{nouns}\.(?!yml)[a-z_]+", readme + rules))
+    assert len(named) >= 15
+    sources = [path for top in ("app", "workers") for path in ROOT.joinpath(top).rglob("*.py")]
+    code = "".join(path.read_text("utf-8") for path in sources)
+    events = set(re.findall(rf'"({nouns}\.[a-z_{{}}]+)"', code))
+    logged = re.compile("|".join(re.sub("{[a-z_]+}", "[a-z_]+", event) for event in events))
+    assert [name for name in sorted(named) if not logged.fullmatch(name)] == []
+    words = re.sub("`[^`]*`", "", readme.partition("### At night")[2])
+    alerts = {f"Skriptoteket{name}" for name in re.findall(r"\b(?:[A-Z][a-z]+){2,}\b", words)}
+    assert len(alerts) >= 8
+    assert alerts <= set(re.findall(r"- alert: (\w+)", rules))
+
+
+@each_file
+def test_the_rules_are_sound_and_fire_when_they_should(promtool: str, rules: Path) -> None:
+    run(promtool, "check", "rules", "--lint=all", "--lint-fatal", rules.name)
+    run(promtool, "test", "rules", f"{rules.stem}_test.yml")
 
 
 def test_names_and_help_texts_are_as_prometheus_asks(promtool: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 from app.settings import Settings
 from workers.sandbox import open_sandbox
 from workers.sandbox.base import SandboxUnavailable
+from workers.sandbox.pick import _make_docker
 
 
 @pytest.fixture
@@ -47,3 +48,13 @@ async def test_missing_image_is_told() -> None:
     settings = Settings(app_env="test", sandbox="docker", runner_image="finns-inte:alls")
     with pytest.raises(SandboxUnavailable, match=r"finns-inte:alls|no Docker engine"):
         await open_sandbox(settings)
+
+
+@pytest.mark.parametrize("seconds", [(120, 60), (60, 120)])
+def test_containers_that_wait_may_take_runs_of_either_kind(seconds: tuple[int, int]) -> None:
+    run_seconds, sandbox_seconds = seconds
+    settings = Settings(
+        run_timeout_seconds=run_seconds, sandbox_run_timeout_seconds=sandbox_seconds
+    )
+    pool = _make_docker(settings)._pool_settings
+    assert pool is not None and pool.limits.timeout_seconds == 120

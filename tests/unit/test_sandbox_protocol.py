@@ -3,9 +3,11 @@
 import asyncio
 import importlib.util
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -285,8 +287,13 @@ async def test_runner_that_stops_reading_is_judged_by_its_answer(play: Play) -> 
     assert (await play(TAKEN, sink=Sink(fails=True))).outcome is Outcome.CRASHED
 
 
-async def test_file_that_shrank_is_an_error_of_ours(tmp_path: Path) -> None:
-    (tmp_path / "blob").write_bytes(b"kort")
+@pytest.mark.parametrize(("there", "error"), [(b"kort", ValueError), (None, FileNotFoundError)])
+@pytest.mark.parametrize("answer", [b"", TAKEN], ids=["waits", "lies"])
+async def test_file_that_cannot_be_sent_whole_is_told_as_such_and_at_once(
+    tmp_path: Path, there: bytes | None, error: type[Exception], answer: bytes
+) -> None:
+    if there is not None:
+        (tmp_path / "blob").write_bytes(there)
     job = SandboxJob(
         run_id=uuid4(),
         source="",
@@ -294,10 +301,11 @@ async def test_file_that_shrank_is_an_error_of_ours(tmp_path: Path) -> None:
         files=[InputFile("a", tmp_path / "blob", 5)],
         limits=LIMITS,
     )
-    source = asyncio.StreamReader()
-    source.feed_data(TAKEN)
-    with pytest.raises(ValueError, match="shorter"):
-        await exchange(job, source, Sink(), spool=tmp_path, alone=True)
+    source = asyncio.StreamReader()  # a runner waits for all that was declared, and says nothing
+    source.feed_data(answer)
+    async with asyncio.timeout(1):
+        with pytest.raises(error):
+            await exchange(job, source, Sink(), spool=tmp_path, alone=True)
 
 
 @settings(
@@ -316,6 +324,33 @@ def test_junk_never_raises(junk: bytes, start: bytes, tmp_path_factory: Any) -> 
         return await exchange(job, source, Sink(), spool=spool, alone=True)
 
     assert asyncio.run(read()).outcome in set(Outcome)
+
+
+# --- The runner's own side -------------------------------------------------------------------
+
+
+def test_runner_does_the_job_of_a_worker_of_the_release_before(tmp_path: Path) -> None:
+    header = {
+        "entrypoint": "run_tool",
+        "source": 0,
+        "inputs": None,
+        "action": None,
+        "files": [],
+        "limits": asdict(LIMITS),
+        "alone": False,
+        "watch_work": False,
+    }
+    with subprocess.Popen(
+        [sys.executable, "-I", str(RUNNER / "runner.py")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={"SKRIPTOTEKET_WORK": str(tmp_path)},
+    ) as runner:
+        assert runner.stdin is not None and runner.stdout is not None
+        runner.stdin.write(MAGIC + frame(b"J", header))
+        runner.stdin.flush()
+        assert runner.stdout.read(14) == MAGIC + frame(b"R") + TAKEN
+        assert runner.stdout.read()[-5:] == frame(b"Z")
 
 
 # --- The runner's own walk, where a test needs powers that no tool has -----------------------

@@ -1,12 +1,12 @@
 """What a scrape is answered: what is known, nothing made up, and no series that strangers name."""
 
 import asyncio
-from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from statuses import NOW, make_status
 
 from app import metrics as metrics_module
 from app.errors import Unavailable
@@ -15,18 +15,7 @@ from app.settings import Settings
 from app.store import lifecycle as lifecycle_module
 from app.store.lifecycle import LifecycleReport, LifecycleWatch
 from app.store.postgres import Database
-from app.store.sweep_ledger import StorageStatus
-
-NOTHING = StorageStatus(
-    sets=0,
-    oldest_access=None,
-    files=0,
-    bytes=0,
-    orphans=0,
-    orphan_bytes=0,
-    unexplained=0,
-    walked_at=None,
-)
+from app.store.upkeep import Upkeep
 
 
 def read(metrics: Metrics, snapshot: Snapshot) -> dict[str, float]:
@@ -49,13 +38,18 @@ def test_without_the_database_the_rest_is_told() -> None:
     assert told["skriptoteket_session_files_ttl_seconds"] == 7_200
     assert told["skriptoteket_storage_lifecycle_rules{state=drifted}"] == 1
     assert told["skriptoteket_http_request_duration_seconds_count{method=GET}{route=/api/v1/runs}"]
-    assert not any("sweep" in name or "unfinished" in name for name in told)
+    unknown = ("sweep", "unfinished", "retention", "deletions")
+    assert not any(word in name for word in unknown for name in told)
 
 
 def test_before_the_first_sweep_nothing_is_made_up() -> None:
-    told = read(Metrics(Settings()), Snapshot(storage=NOTHING, unfinished={}))
+    told = read(
+        Metrics(Settings()), Snapshot(storage=make_status(), unfinished={}, upkeep=Upkeep())
+    )
     assert told["skriptoteket_storage_status_up"] == 1
-    assert told["skriptoteket_sweeps_total"] == 0
+    assert told["skriptoteket_sweeps_total"] == told["skriptoteket_retentions_total"] == 0
+    assert told["skriptoteket_deletions_pending"] == 0
+    assert "skriptoteket_retention_complete" not in told
     assert told["skriptoteket_unfinished_runs{status=queued}"] == 0
     assert told["skriptoteket_storage_lifecycle_rules{state=unknown}"] == 1
     assert not any("timestamp" in name or "duration_seconds" in name for name in told)
@@ -138,17 +132,29 @@ async def test_a_database_that_hangs_does_not_hold_a_scrape(
 
 
 def test_times_are_told_in_seconds() -> None:
-    at = datetime(2026, 11, 21, 12, tzinfo=UTC)
-    status = StorageStatus(
-        sets=1,
-        oldest_access=at,
-        files=1,
-        bytes=1,
-        orphans=0,
-        orphan_bytes=0,
-        unexplained=0,
-        walked_at=at,
-    )
+    status = make_status(sets=1, oldest_access=NOW)
     told = read(Metrics(Settings()), Snapshot(storage=status))
     name = "skriptoteket_session_files_oldest_access_timestamp_seconds"
-    assert told[name] == at.timestamp() == 1_795_262_400
+    assert told[name] == NOW.timestamp() == 1_795_262_400
+
+
+def test_upkeep_is_told_as_it_stands() -> None:
+    upkeep = Upkeep(
+        pending_deletions=2,
+        oldest_deletion_at=NOW,
+        retention_succeeded_at=NOW,
+        retention_is_complete=False,
+        retentions_total=9,
+        retention_failures_total=3,
+    )
+    told = read(Metrics(Settings()), Snapshot(upkeep=upkeep))
+    names = ("retention_", "retentions_", "deletions_")
+    found = {name.removeprefix("skriptoteket_"): value for name, value in told.items()}
+    assert {name: value for name, value in found.items() if name.startswith(names)} == {
+        "retention_succeeded_timestamp_seconds": NOW.timestamp(),
+        "retention_complete": 0,
+        "retentions_total": 9,
+        "retention_failures_total": 3,
+        "deletions_pending": 2,
+        "deletions_oldest_timestamp_seconds": NOW.timestamp(),
+    }

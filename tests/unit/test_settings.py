@@ -2,7 +2,9 @@
 
 import pytest
 
+from app.domain.contract import MAX_RESULT_BYTES
 from app.settings import Settings, SettingsError, load_settings
+from workers.main import SWEEP_END_SECONDS
 
 
 def test_defaults_are_those_of_the_product() -> None:
@@ -54,6 +56,8 @@ def test_variables_are_read_by_their_upper_case_names_only() -> None:
         ("S3_ADDRESSING", "dns"),
         ("S3_SSE", "yes"),
         ("LOG_LEVEL", "INFO"),
+        ("RUN_RESULT_MAX_BYTES", str(MAX_RESULT_BYTES + 1)),
+        ("SWEEP_MAX_SECONDS", "3301"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_refused_by_name(name: str, value: str) -> None:
@@ -76,6 +80,35 @@ def test_lifecycle_rules_never_reach_a_live_set(
     else:
         with pytest.raises(SettingsError, match="LIFECYCLE_DAYS"):
             load_settings(env)
+
+
+@pytest.mark.parametrize(
+    ("lease", "heartbeat", "goes"), [(3, 60, False), (9, 5, False), (10, 5, True), (2, 1, True)]
+)
+def test_a_lease_outlives_a_heartbeat_that_comes_late(
+    lease: int, heartbeat: int, goes: bool
+) -> None:
+    env = {"RUN_LEASE_SECONDS": str(lease), "RUN_HEARTBEAT_SECONDS": str(heartbeat)}
+    if goes:
+        assert load_settings(env).run_lease_seconds == lease
+    else:
+        with pytest.raises(SettingsError, match=r"RUN_LEASE_SECONDS .* RUN_HEARTBEAT_SECONDS"):
+            load_settings(env)
+
+
+def test_the_harder_bound_of_upload_buffers_is_not_the_lesser() -> None:
+    env = {"UPLOAD_BUFFER_BYTES": "50000000", "UPLOAD_BUFFER_MAX_BYTES": "49999999"}
+    with pytest.raises(SettingsError, match=r"UPLOAD_BUFFER_MAX_BYTES .* UPLOAD_BUFFER_BYTES"):
+        load_settings(env)
+    same = env | {"UPLOAD_BUFFER_MAX_BYTES": "50000000"}
+    assert load_settings(same).upload_buffer_max_bytes == 50_000_000
+
+
+def test_what_others_bound_may_go_up_to_there() -> None:
+    env = {"RUN_RESULT_MAX_BYTES": str(MAX_RESULT_BYTES), "SWEEP_MAX_SECONDS": "3300"}
+    settings = load_settings(env)
+    assert (settings.run_result_max_bytes, settings.sweep_max_seconds) == (MAX_RESULT_BYTES, 3_300)
+    assert settings.sweep_max_seconds + SWEEP_END_SECONDS <= 3_600, "the next sweep begins then"
 
 
 def test_the_process_sandbox_is_refused_in_production() -> None:

@@ -10,10 +10,20 @@ import socket
 STDERR_KEEP_BYTES = 8 * 1024
 
 
+class _Received(asyncio.StreamReader):
+    """Knows that its end has come also when not all has been read."""
+
+    has_ended = False
+
+    def feed_eof(self) -> None:
+        self.has_ended = True
+        super().feed_eof()
+
+
 class Attached:
     """One container's streams over the socket that the engine attached."""
 
-    def __init__(self, received: asyncio.StreamReader, stdin: asyncio.StreamWriter) -> None:
+    def __init__(self, received: _Received, stdin: asyncio.StreamWriter) -> None:
         self._received, self.stdin = received, stdin
         self._left = 0
         self.stderr = bytearray()
@@ -22,17 +32,22 @@ class Attached:
     async def open(cls, connection: socket.socket) -> "Attached":
         """Go on with asyncio from here; the socket is ours."""
         connection.setblocking(False)
+        loop = asyncio.get_running_loop()
+        received = _Received()
+        protocol = asyncio.StreamReaderProtocol(received)
         if connection.family == socket.AF_UNIX:
-            return cls(*await asyncio.open_unix_connection(sock=connection))
-        return cls(*await asyncio.open_connection(sock=connection))
+            transport, _ = await loop.create_unix_connection(lambda: protocol, sock=connection)
+        else:
+            transport, _ = await loop.create_connection(lambda: protocol, sock=connection)
+        return cls(received, asyncio.StreamWriter(transport, protocol, received, loop))
 
     def close(self) -> None:
         self.stdin.transport.abort()  # unsent input is of no use to anyone
 
     @property
     def has_ended(self) -> bool:
-        """True when the container, or the engine, is gone and all it said has been read."""
-        return self._received.at_eof() or self.stdin.transport.is_closing()
+        """True when the container, or the engine, is gone."""
+        return self._received.has_ended or self.stdin.transport.is_closing()
 
     async def readexactly(self, n: int, /) -> bytes:
         """Read `n` bytes of stdout. Raises asyncio.IncompleteReadError at the end of the stream."""

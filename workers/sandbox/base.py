@@ -8,11 +8,13 @@ Whatever happens, nothing of the job is left behind (process, container, volume,
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol
 from uuid import UUID
+
+from app.domain.runs import Captured
 
 ProgressCallback = Callable[[float, str], Awaitable[None]]
 
@@ -75,15 +77,6 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True)
-class CapturedOutput:
-    """The kept beginning of a stream, decoded with replacement, and how many bytes there were."""
-
-    text: str = ""
-    bytes: int = 0
-    truncated: bool = False
-
-
-@dataclass(frozen=True)
 class CollectedArtifact:
     """A regular file from `/work/output/`: relative POSIX path, size, and its copy in the spool."""
 
@@ -94,13 +87,16 @@ class CollectedArtifact:
 
 @dataclass(frozen=True)
 class SandboxResult:
-    """All that came back of a run; every part is bounded by the job's limits."""
+    """All that came back of a run; every part is bounded by the job's limits.
+
+    What the tool printed is UTF-8 decoded with replacement, and has no NUL.
+    """
 
     outcome: Outcome
     duration_seconds: float
     exit_code: int | None = None
-    stdout: CapturedOutput = CapturedOutput()
-    stderr: CapturedOutput = CapturedOutput()
+    stdout: Captured = field(default_factory=Captured)
+    stderr: Captured = field(default_factory=Captured)
     result_json: bytes | None = None
     artifacts: Sequence[CollectedArtifact] = ()
     violation: str | None = None

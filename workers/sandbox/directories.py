@@ -14,12 +14,11 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+from app.concurrency import run_to_end
 from app.log import get_log
-from workers.sandbox.cleanup import finish
-from workers.sandbox.owner import is_gone, is_in_sight, name_owner
+from workers.sandbox.owner import LEFT_OVER_SECONDS, is_gone, is_in_sight, name_owner
 
 PREFIX = "skriptoteket-run-"
-LEFT_OVER_SECONDS = 10.0  # how often one looks for what dead workers left
 
 log = get_log(__name__)
 
@@ -31,7 +30,7 @@ async def run_directory() -> AsyncIterator[Path]:
     try:
         yield path
     finally:
-        await finish(remove_directory(path))
+        await run_to_end(remove_directory(path))
 
 
 def make_run_directory() -> Path:

@@ -21,16 +21,10 @@ from workers.sandbox.base import (
     SandboxUnavailable,
 )
 from workers.sandbox.engine import Container, Engine
+from workers.sandbox.owner import LEFT_OVER_SECONDS
 from workers.sandbox.pool import WarmPool
-from workers.sandbox.protocol import (
-    BACKSTOP_SECONDS,
-    COLLECT_SECONDS,
-    START_SECONDS,
-    RunnerNotStarted,
-    exchange,
-)
+from workers.sandbox.protocol import RunnerNotStarted, exchange
 
-LEFT_OVER_SECONDS = 10.0  # how often one looks for what dead workers left
 # Of a container that no tool is ever in: 256 MiB, 16 processes, and nothing comes out of it.
 CHECK_LIMITS = SandboxLimits(1, 256 << 20, 1, 16, 1 << 20, 0, 0, 0, 0, 0)
 
@@ -39,7 +33,10 @@ log = get_log(__name__)
 
 @dataclass(frozen=True)
 class PoolSettings:
-    """How many containers wait, for which limits, and with which modules imported."""
+    """How many containers wait, for which limits, and with which modules imported.
+
+    Runs with another time limit than that of `limits` take them too, if it is no longer.
+    """
 
     limits: SandboxLimits
     size: int
@@ -60,9 +57,7 @@ class DockerSandbox:
     def __init__(
         self, *, image: str, runtime: str | None = None, pool: PoolSettings | None = None
     ) -> None:
-        max_run_seconds = 2 * START_SECONDS + BACKSTOP_SECONDS + COLLECT_SECONDS + 3600
-        max_age_seconds = max_run_seconds + (pool.max_age_seconds if pool else 0)
-        self._engine = Engine(image=image, runtime=runtime, max_age_seconds=max_age_seconds)
+        self._engine = Engine(image=image, runtime=runtime)
         self._pool_settings = pool
         self._pool: WarmPool | None = None
         self._background: set[asyncio.Task[None]] = set()
@@ -84,7 +79,9 @@ class DockerSandbox:
         settings = self._pool_settings
         if settings is not None and settings.size:
             self._pool = WarmPool(
-                make=lambda: self._engine.open_container(settings.limits, settings.preload),
+                make=lambda: self._engine.open_container(
+                    settings.limits, settings.preload, idle_seconds=settings.max_age_seconds
+                ),
                 measure=self._engine.measure,
                 discard=self._discard,
                 size=settings.size,
@@ -130,9 +127,9 @@ class DockerSandbox:
         if self._pool is None or self._pool_settings is None:
             return None
         # The clock and what comes back are watched by the runner and by us; the rest is cast in
-        # the container.
+        # the container. One that could run for longer would be taken for left over.
         fixed = self._pool_settings.limits
-        if _cast(limits) != _cast(fixed):
+        if _cast(limits) != _cast(fixed) or limits.timeout_seconds > fixed.timeout_seconds:
             return None
         return self._pool.take()
 

@@ -24,13 +24,13 @@ import docker
 import requests
 from docker.errors import APIError, DockerException, ImageNotFound, NotFound
 
+from app.concurrency import run_to_end
 from app.log import get_log
 from workers.sandbox.attached import Attached
 from workers.sandbox.base import SandboxLimits, SandboxLost, SandboxUnavailable
-from workers.sandbox.cleanup import finish
 from workers.sandbox.confinement import GID, UIDS, USER, make_host_config
 from workers.sandbox.owner import is_gone, name_owner
-from workers.sandbox.protocol import RunnerNotStarted, wait_until_ready
+from workers.sandbox.protocol import RunnerNotStarted, longest_seconds, wait_until_ready
 
 LABEL = "skriptoteket.sandbox"
 OWNER_LABEL = "skriptoteket.owner"
@@ -39,6 +39,7 @@ DEFAULT_SOCKET = "unix:///var/run/docker.sock"
 CONNECT_SECONDS = 5
 ENGINE_SECONDS = 60
 REMOVE_SECONDS = 30.0
+MAKE_SECONDS = 3 * ENGINE_SECONDS  # created, attached, started
 # Between the steps of a container's making, or of its end, it looks like one that was left.
 SETTLE_SECONDS = 10.0
 
@@ -79,9 +80,8 @@ class Engine:
     `runtime` names another OCI runtime of the engine (gVisor, a microVM); None is its default.
     """
 
-    def __init__(self, *, image: str, runtime: str | None, max_age_seconds: float) -> None:
+    def __init__(self, *, image: str, runtime: str | None) -> None:
         self._image, self._runtime = image, runtime
-        self._max_age_seconds = max_age_seconds
         self._owner = name_owner()
         # In turn, so that ours never share one; from anywhere, so that those of another worker on
         # this machine hardly ever do.
@@ -114,17 +114,22 @@ class Engine:
             await self._call(client.close)
         self._threads.shutdown(wait=False)
 
-    async def open_container(self, limits: SandboxLimits, preload: Sequence[str] = ()) -> Container:
+    async def open_container(
+        self, limits: SandboxLimits, preload: Sequence[str] = (), *, idle_seconds: float = 0
+    ) -> Container:
         """Start a container and wait until its runner takes a job. Raises SandboxUnavailable.
 
-        The caller removes it. `preload` are modules that its runner imports before that.
+        The caller removes it, and gives it no job that may run for longer than `limits` say, nor
+        any later than `idle_seconds` from now: when it has to be over, anybody may remove it.
+        `preload` are modules that its runner imports before it takes a job.
         """
+        expires_at = time.time() + MAKE_SECONDS + idle_seconds + longest_seconds(limits)
         # Ours, so that it can be removed also when the engine's answer never reaches us.
         name = f"skriptoteket-{uuid.uuid4().hex}"
         connections: list[socket.socket] = []
         streams: Attached | None = None
         try:
-            await self._ask(self._create, name, limits, preload)
+            await self._ask(self._create, name, limits, preload, expires_at)
             await self._ask(self._attach, name, connections)
             streams = await Attached.open(connections[0])
             await self._ask(self._asked.start, name)
@@ -143,10 +148,12 @@ class Engine:
         return Container(name, limits, streams)
 
     async def remove(self, name: str) -> None:
-        """Remove a container and its volume, and see that it is gone. Never raises.
+        """Remove a container and its volume, and see that it is gone; no failure is raised.
 
-        What could not be removed is tried again with all else that is left over.
+        What could not be removed, or was not because the caller was cancelled, is tried again with
+        all else that is left over.
         """
+        self._unremoved.add(name)
         give_up_at = time.monotonic() + REMOVE_SECONDS
         while True:
             try:
@@ -157,12 +164,10 @@ class Engine:
                 # 409: its `--rm` is at work; 500: the engine is busy with it.
                 if time.monotonic() > give_up_at:
                     log.error("sandbox.remove_failed", container=name, reason=str(error))
-                    self._unremoved.add(name)
                     return
                 await asyncio.sleep(0.005)
             except (*_ENGINE_ERRORS, SandboxUnavailable) as error:
                 log.error("sandbox.remove_failed", container=name, reason=str(error))
-                self._unremoved.add(name)
                 return
             else:
                 break
@@ -196,7 +201,8 @@ class Engine:
         """Remove what dead workers left behind: how much it was.
 
         A container is left over when its worker is gone, when it does not run although it is old
-        enough to, or when it is older than any run can be; a volume when nothing uses it.
+        enough to, or when it is older than its run can be, ours included; a volume when nothing
+        uses it.
         """
         for name in list(self._unremoved):
             await self.remove(name)
@@ -217,13 +223,15 @@ class Engine:
 
     def _is_left_over(self, entry: dict[str, Any], now: float) -> bool:
         labels = entry["Labels"]
-        if labels.get(OWNER_LABEL) == self._owner or entry["State"] == "removing":
+        if entry["State"] == "removing":
+            return False
+        if now > float(labels.get(EXPIRES_LABEL, "inf")):
+            return True
+        if labels.get(OWNER_LABEL) == self._owner:
             return False
         age_seconds = now - entry["Created"]
-        return (
-            is_gone(labels.get(OWNER_LABEL, ""))
-            or (entry["State"] != "running" and age_seconds > SETTLE_SECONDS)
-            or now > float(labels.get(EXPIRES_LABEL, "inf"))
+        return is_gone(labels.get(OWNER_LABEL, "")) or (
+            entry["State"] != "running" and age_seconds > SETTLE_SECONDS
         )
 
     async def _remove_volume(self, name: str) -> bool:
@@ -233,11 +241,13 @@ class Engine:
             return False
         return True
 
-    def _create(self, name: str, limits: SandboxLimits, preload: Sequence[str]) -> None:
+    def _create(
+        self, name: str, limits: SandboxLimits, preload: Sequence[str], expires_at: float
+    ) -> None:
         labels = {
             LABEL: "1",
             OWNER_LABEL: self._owner,
-            EXPIRES_LABEL: str(int(time.time() + self._max_age_seconds)),
+            EXPIRES_LABEL: str(math.ceil(expires_at)),
         }
         uid = UIDS[next(self._uids) % len(UIDS)]
         self._asked.create_container(
@@ -288,7 +298,8 @@ class Engine:
     async def _call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Run a blocking call in a thread, to its end also when this task is cancelled."""
         loop = asyncio.get_running_loop()
-        return await finish(loop.run_in_executor(self._threads, lambda: function(*args, **kwargs)))
+        work = loop.run_in_executor(self._threads, lambda: function(*args, **kwargs))
+        return await run_to_end(work)
 
 
 def _make_environment(limits: SandboxLimits) -> dict[str, str]:

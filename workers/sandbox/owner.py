@@ -4,6 +4,7 @@ import hashlib
 import os
 from pathlib import Path
 
+LEFT_OVER_SECONDS = 10.0  # how often one looks for what dead workers left
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 

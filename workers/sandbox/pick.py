@@ -35,8 +35,9 @@ async def open_sandbox(settings: Settings) -> Sandbox:
 
 
 def _make_docker(settings: Settings) -> DockerSandbox:
+    kinds = [make_limits(settings, is_sandbox=is_sandbox) for is_sandbox in (False, True)]
     pool = PoolSettings(
-        limits=make_limits(settings, is_sandbox=False),
+        limits=max(kinds, key=lambda limits: limits.timeout_seconds),  # they differ in this only
         size=settings.runner_pool_size,
         max_bytes=settings.runner_pool_bytes,
         max_age_seconds=settings.runner_pool_max_age_seconds,

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import msgspec
 
+from app.concurrency import run_to_end
 from app.log import get_log
 from workers.sandbox import fence as fence_program
 from workers.sandbox.base import (
@@ -27,7 +28,6 @@ from workers.sandbox.base import (
     SandboxResult,
     SandboxUnavailable,
 )
-from workers.sandbox.cleanup import finish
 from workers.sandbox.directories import run_directory
 from workers.sandbox.fence import Fence
 from workers.sandbox.protocol import RunnerNotStarted, exchange, wait_until_ready
@@ -147,12 +147,12 @@ class ProcessSandbox:
                 stop=stop,
             )
         except RunnerNotStarted as error:
-            await finish(_end(process, root, spaces))
-            await finish(_stop_reading(reading))
+            await run_to_end(_end(process, root, spaces))
+            await run_to_end(_stop_reading(reading))
             raise SandboxUnavailable(f"{error}: {stderr.decode('utf-8', 'replace')}") from error
         finally:
-            await finish(_end(process, root, spaces))
-            await finish(_stop_reading(reading))
+            await run_to_end(_end(process, root, spaces))
+            await run_to_end(_stop_reading(reading))
         if stderr:
             text = stderr.decode("utf-8", "replace")
             log.warning("sandbox.runner_stderr", run_id=job.run_id, text=text)

@@ -19,13 +19,14 @@ from typing import Annotated, Protocol
 import msgspec
 from msgspec import Meta
 
+from app.domain.runs import Captured
 from workers.sandbox.artifacts import ArtifactHead, ArtifactIntake
 from workers.sandbox.base import (
-    CapturedOutput,
     CollectedArtifact,
     Outcome,
     ProgressCallback,
     SandboxJob,
+    SandboxLimits,
     SandboxResult,
 )
 from workers.sandbox.progress import LatestProgress
@@ -86,6 +87,16 @@ class _Progress(msgspec.Struct):
     text: Annotated[str, Meta(max_length=500)]
 
 
+def answer_seconds(limits: SandboxLimits) -> float:
+    """Return how long a runner that has its job may take until its answer has been read."""
+    return limits.timeout_seconds + BACKSTOP_SECONDS + COLLECT_SECONDS
+
+
+def longest_seconds(limits: SandboxLimits) -> float:
+    """Return how long a runner may live that gets a job as soon as it is ready."""
+    return 2 * START_SECONDS + answer_seconds(limits)
+
+
 class _Phase(Enum):
     """What is awaited."""
 
@@ -99,8 +110,8 @@ class _Answer:
     """What has been read so far, and how long more may take; complete when `ended` is set."""
 
     exited: _Exited | None = None
-    stdout: CapturedOutput = field(default_factory=CapturedOutput)
-    stderr: CapturedOutput = field(default_factory=CapturedOutput)
+    stdout: Captured = field(default_factory=Captured)
+    stderr: Captured = field(default_factory=Captured)
     result_json: bytes | None = None
     artifacts: list[CollectedArtifact] = field(default_factory=list)
     violation: str | None = None
@@ -189,9 +200,8 @@ async def exchange(
         answer.break_off(error)
     finally:
         await progress.aclose()
-        if not sending.done():
-            sending.cancel()
-        await asyncio.wait([sending])
+        sending.cancel()
+        await asyncio.gather(sending, return_exceptions=True)
     return _make_result(answer)
 
 
@@ -231,6 +241,7 @@ async def _send_job(job: SandboxJob, sink: ByteSink, *, alone: bool, watch_work:
             "limits": job.limits,
             "alone": alone,
             "watch_work": watch_work,
+            "lifetime_seconds": answer_seconds(job.limits),
         }
     )
     sink.write(MAGIC + JOB + len(header).to_bytes(4, "big") + header + source)
@@ -257,12 +268,7 @@ async def _read_answer(
     progress: LatestProgress,
     spool: Path,
 ) -> None:
-    await reader.read({TAKEN: 0})
-    # A runner that goes away makes sending fail too, and its answer says more. All else is ours.
-    await asyncio.wait([sending])
-    failure = sending.exception()
-    if failure is not None and not isinstance(failure, ConnectionError):
-        raise failure
+    await _hand_over(reader, sending)
     answer.begin(_Phase.RUNNING, reader.limits.timeout_seconds + BACKSTOP_SECONDS)
     try:
         answer.exited = await _read_exit(reader, progress)
@@ -271,6 +277,22 @@ async def _read_answer(
     answer.begin(_Phase.COLLECTING, COLLECT_SECONDS)
     reader.frame_seconds = FRAME_SECONDS
     await _collect(reader, answer, spool)
+
+
+async def _hand_over(reader: FrameReader, sending: asyncio.Task[None]) -> None:
+    """Wait until the runner has the whole job. Raises what keeps us from sending it."""
+    taking = asyncio.create_task(reader.read({TAKEN: 0}))
+    try:
+        await asyncio.wait([sending, taking], return_when=asyncio.FIRST_EXCEPTION)
+        # A runner that goes away makes sending fail too, and its answer says more. All else is
+        # ours, and the runner would wait for the rest of its job.
+        failure = sending.exception() if sending.done() else None
+        if failure is not None and not isinstance(failure, ConnectionError):
+            raise failure
+        await taking
+    finally:
+        taking.cancel()
+        await asyncio.gather(taking, return_exceptions=True)
 
 
 async def _read_exit(reader: FrameReader, progress: LatestProgress) -> _Exited:
@@ -312,13 +334,13 @@ async def _collect(reader: FrameReader, answer: _Answer, spool: Path) -> None:
             raise Violation(explain(decode(payload, Refused), limits))
 
 
-def _capture(payload: bytes) -> CapturedOutput:
+def _capture(payload: bytes) -> Captured:
     if len(payload) < 8:
         raise Violation(BROKEN)
     total, kept = int.from_bytes(payload[:8], "big"), payload[8:]
     total = min(max(total, len(kept)), 2**63 - 1)  # it is stored as a bigint
     text = kept.decode("utf-8", "replace").replace("\0", "\ufffd")  # PostgreSQL stores no NUL
-    return CapturedOutput(text, total, truncated=total > len(kept))
+    return Captured(text, total, truncated=total > len(kept))
 
 
 def _make_result(answer: _Answer) -> SandboxResult:
