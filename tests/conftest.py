@@ -12,10 +12,20 @@ from xdist.scheduler import LoadScopeScheduling
 from app.dev import run_service
 from app.devstack import DevStack, free_port, run_devstack
 
-# Tests of one service share it: a second process that ran some of them would start it again.
-STACKS = {"tests/e2e/": "the service", "tests/faults/": "the cluster"}
-# These start what they need themselves, and mostly wait for it.
-ALONE = {"test_dev_command.py", "test_time_to_live.py", "test_killed_workers.py"}
+# Files that share a stack of servers: a second process that ran some would start it once more.
+STACKS = {
+    "the service": ["tests/e2e/"],
+    "the cluster": [
+        "tests/faults/test_deletions.py",
+        "tests/faults/test_limits.py",
+        "tests/faults/test_memory.py",
+        "tests/faults/test_snapshot_cache.py",
+        "tests/faults/test_turn_races.py",
+        "tests/faults/test_upload_faults.py",
+        "tests/faults/test_worker_faults.py",
+    ],
+}
+ALONE = "tests/e2e/test_dev_command.py"  # starts what it needs itself
 
 
 class ByStack(LoadScopeScheduling):  # type: ignore[misc]
@@ -23,9 +33,11 @@ class ByStack(LoadScopeScheduling):  # type: ignore[misc]
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
-        if path.rpartition("/")[2] in ALONE:
-            return path
-        return next((stack for folder, stack in STACKS.items() if path.startswith(folder)), path)
+        if path != ALONE:
+            for stack, prefixes in STACKS.items():
+                if path.startswith(tuple(prefixes)):
+                    return stack
+        return path
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByStack:

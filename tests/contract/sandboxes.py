@@ -52,9 +52,10 @@ LIMITS = SandboxLimits(
 POOL = PoolSettings(LIMITS, size=2, max_bytes=512 * MIB, max_age_seconds=600)
 DOCKER = pytest.param("docker", marks=pytest.mark.docker)
 WARM = pytest.param("warm", marks=pytest.mark.docker)  # from a pool; other limits go cold
-# `bare` is the process sandbox on a machine whose kernel gives no namespaces.
+# The process sandbox on a machine whose kernel gives no namespaces.
+BARE = pytest.param("bare", marks=pytest.mark.soak)
 every_sandbox = pytest.mark.parametrize(
-    "sandbox", [DOCKER, WARM, "process", "bare"], indirect=True, scope="session"
+    "sandbox", [DOCKER, WARM, "process", BARE], indirect=True, scope="session"
 )
 fenced_sandboxes = pytest.mark.parametrize(
     "sandbox", [DOCKER, "process"], indirect=True, scope="session"

@@ -61,7 +61,7 @@ STAGES = [
 
 
 def make_cases(docker_rounds: int, process_rounds: int) -> list[Any]:
-    """Rounds in each sandbox; CI adds more."""
+    """Rounds in each sandbox; `make soak` adds more."""
     cases = []
     for kind, count in (("docker", docker_rounds), ("process", process_rounds)):
         marks = [pytest.mark.docker] if kind == "docker" else []

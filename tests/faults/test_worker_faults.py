@@ -211,8 +211,15 @@ def test_run_that_nobody_took_in_time_fails_and_frees_its_session(
             run_id = start(client, context)
             with cluster.redis() as redis:
                 redis.flushall()  # Or it would be taken as soon as they look.
-            time.sleep(1.1)
-        run = show(client, run_id, wait=30)
+
+        def has_ended() -> bool:
+            # Too old for one of them, and not so old that the others send it again.
+            age = "UPDATE tool_runs SET created_at = now() - interval '2 s' WHERE id = $1"
+            cluster.query(age, run_id)
+            return show(client, run_id)["finished_at"] is not None
+
+        eventually(has_ended)
+    run = show(client, run_id)
     assert (run["status"], run["error_code"]) == ("failed", "queue_timeout")
     assert run["error_summary"]
     assert run["started_at"] is None
