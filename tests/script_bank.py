@@ -6,7 +6,6 @@ what the run before offered, with values that fit its fields. No run may use the
 
 import importlib.util
 import json
-import os
 import socket
 import sys
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from requirements import is_required
 
 from app import curated
 from app.domain.curated import CuratedApp
@@ -77,7 +77,7 @@ def expects_pango() -> bool:
     try:
         import weasyprint  # noqa: F401
     except (ImportError, OSError):
-        return os.environ.get("SKRIPTOTEKET_REQUIRE_WEASYPRINT") == "1"
+        return is_required("WEASYPRINT")
     return True
 
 

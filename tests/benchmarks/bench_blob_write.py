@@ -16,15 +16,15 @@ import sys
 import tempfile
 import time
 import tracemalloc
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from pathlib import Path
 from uuid import uuid4
 
 import aioboto3
 from aiobotocore.config import AioConfig
+from machine import CEPH_KEYS, resident_bytes, run_ceph, settings_for
 
-from app.devstack import S3_ACCESS_KEY, S3_SECRET_KEY, free_port, run_devstack
+from app.devstack import S3_ACCESS_KEY, S3_SECRET_KEY, run_devstack
 from app.domain.files import UploadLimits
 from app.settings import Settings
 from app.store.object_writer import ObjectWriter
@@ -33,36 +33,7 @@ from app.store.session_files import S3SessionFileStorage, SessionFilesKey
 
 MB = 1_000_000
 CHUNK_BYTES = 64 * 1024
-INFRA = Path(__file__).resolve().parents[2] / "infra" / "s3"
 LIMITS = UploadLimits(20, 20 * MB, 50 * MB)
-
-
-@contextmanager
-def ceph(directory: Path) -> Iterator[Settings | None]:
-    port = free_port()
-    started = subprocess.run([str(INFRA / "ceph-start.sh"), str(directory), str(port)], check=False)
-    if started.returncode != 0:
-        yield None
-        return
-    try:
-        yield settings_for(f"http://127.0.0.1:{port}", "test", "testsecret")
-    finally:
-        subprocess.run([str(INFRA / "ceph-stop.sh"), str(directory), "--delete"], check=True)
-
-
-def settings_for(endpoint: str, access_key: str, secret_key: str) -> Settings:
-    return Settings(
-        s3_endpoint_url=endpoint,
-        s3_access_key=access_key,
-        s3_secret_key=secret_key,
-        s3_bucket="bench",
-        s3_addressing="path",
-    )
-
-
-def resident_bytes() -> int:
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 async def chunks_of(data: bytes) -> AsyncIterator[bytes]:
@@ -177,9 +148,9 @@ def main() -> None:
         with run_devstack(root / "stack") as stack:
             where = settings_for(stack.s3_endpoint, S3_ACCESS_KEY, S3_SECRET_KEY)
             measure("embedded", where, arguments)
-        with ceph(root / "ceph") as settings:
-            if settings is not None:
-                measure("ceph", settings, arguments)
+        with run_ceph(root / "ceph") as endpoint:
+            if endpoint is not None:
+                measure("ceph", settings_for(endpoint, *CEPH_KEYS), arguments)
 
 
 def measure(name: str, settings: Settings, arguments: argparse.Namespace) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import msgspec
-from bench_blob_write import ceph, resident_bytes
+from machine import CEPH_KEYS, resident_bytes, run_ceph, settings_for
 
 from app.devstack import S3_ACCESS_KEY, S3_SECRET_KEY, run_devstack
 from app.domain.files import StoredFile
@@ -172,8 +172,8 @@ def tell(what: str, figures: dict[str, Any]) -> None:
 
 @contextmanager
 def server(root: Path, embedded: Settings) -> Iterator[Settings]:
-    with ceph(root / "ceph") as settings:
-        yield settings or embedded
+    with run_ceph(root / "ceph") as endpoint:
+        yield embedded if endpoint is None else settings_for(endpoint, *CEPH_KEYS)
 
 
 def main() -> None:

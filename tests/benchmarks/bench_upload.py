@@ -13,14 +13,11 @@ hits all alike. Prints medians and their ratio (the aim is 1.25 at most) and ass
 import argparse
 import asyncio
 import os
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,13 +29,13 @@ TESTS = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS / "faults"), str(TESTS.parent)]
 
 from fault_tools import FILE_FIELD, IDLE  # noqa: E402
+from machine import CEPH_KEYS, run_ceph  # noqa: E402
 from raw_http import END, RawUpload, part  # noqa: E402
 from service import Service  # noqa: E402
 
 from app.dev import DevService, run_service  # noqa: E402
 from app.devstack import S3_ACCESS_KEY, S3_SECRET_KEY, free_port  # noqa: E402
 
-CEPH = TESTS.parent / "infra" / "s3"
 SLUG = "bench_upload"
 MB = 1_000_000
 VARIANTS = {"3 files of 20, 20 and 10 MB": (20, 20, 10), "1 file of 50 MB": (50,)}
@@ -162,18 +159,6 @@ def _rotated(ways: list[str], turn: int) -> list[str]:
     return ways[start:] + ways[:start]
 
 
-@contextmanager
-def run_ceph() -> Iterator[Server]:
-    directory = tempfile.mkdtemp(prefix="bench-ceph-")
-    port = free_port()
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
-    subprocess.run([str(CEPH / "ceph-start.sh"), directory, str(port)], check=True, **quiet)
-    try:
-        yield Server("Ceph's S3 gateway", f"http://127.0.0.1:{port}", "test", "testsecret")
-    finally:
-        subprocess.run([str(CEPH / "ceph-stop.sh"), directory, "--delete"], check=True, **quiet)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
@@ -190,8 +175,11 @@ def main() -> None:
         servers: list[Server | None] = [None]
         if args.endpoint:
             servers = [Server("S3", args.endpoint, args.access_key, args.secret_key)]
-        elif shutil.which("radosgw", path=f"{os.environ['PATH']}:/usr/sbin:/sbin"):
-            servers.append(stack.enter_context(run_ceph()))
+        else:
+            root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-ceph-")))
+            endpoint = stack.enter_context(run_ceph(root / "ceph"))
+            if endpoint is not None:
+                servers.append(Server("Ceph's S3 gateway", endpoint, *CEPH_KEYS))
         for server in servers:
             overrides = settings | (server.overrides() if server else {})
             with (

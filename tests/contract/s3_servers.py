@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from requirements import skip_for_want_of
 
 from app.devstack import S3_ACCESS_KEY, S3_SECRET_KEY, DevStack, free_port
 from app.errors import Unavailable
@@ -129,9 +130,13 @@ class Node:
     storage: S3SessionFileStorage
 
 
+def embedded_server(devstack: DevStack) -> S3Server:
+    return S3Server("embedded", devstack.s3_endpoint, S3_ACCESS_KEY, S3_SECRET_KEY)
+
+
 @pytest.fixture(scope="session")
 def embedded_s3(devstack: DevStack) -> S3Server:
-    return S3Server("embedded", devstack.s3_endpoint, S3_ACCESS_KEY, S3_SECRET_KEY)
+    return embedded_server(devstack)
 
 
 @pytest.fixture(scope="session")
@@ -153,9 +158,7 @@ class run_ceph:
         missing = [name for name in CEPH_PROGRAMS if shutil.which(name, path=path) is None]
         if missing:
             reason = f"Ceph's S3 gateway is not installed ({', '.join(missing)})"
-            if os.environ.get("SKRIPTOTEKET_REQUIRE_CEPH") == "1":
-                pytest.fail(f"{reason}, and SKRIPTOTEKET_REQUIRE_CEPH=1")
-            pytest.skip(reason)
+            skip_for_want_of("CEPH", reason)
         self._directory = Path(tempfile.mkdtemp(prefix="ceph-"))
         port = free_port()
         environment = os.environ | {"LC_SECONDS": str(self._lc_seconds), "OSD_STORE": "memstore"}

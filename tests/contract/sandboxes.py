@@ -17,6 +17,7 @@ from uuid import uuid4
 import docker
 import pytest
 import pytest_asyncio
+from requirements import skip_for_want_of
 
 from app.settings import Settings
 from workers.sandbox.base import (
@@ -82,9 +83,7 @@ async def sandbox(request: pytest.FixtureRequest) -> AsyncIterator[Sandbox]:
         await chosen.start()
     except SandboxUnavailable as error:
         await chosen.aclose()
-        if os.environ.get("SKRIPTOTEKET_REQUIRE_DOCKER") == "1":
-            pytest.fail(f"Docker is required here: {error}")
-        pytest.skip(f"no Docker: {error}")
+        skip_for_want_of("DOCKER", f"no Docker: {error}")
     yield chosen
     await chosen.aclose()
 

@@ -18,7 +18,7 @@ import msgspec
 from s3_servers import S3Server, TestStore
 from session_sets import LIMITS, pieces
 
-from app.devstack import S3_ACCESS_KEY, S3_SECRET_KEY, DevStack
+from app.devstack import DevStack
 from app.domain.ids import new_uuid7
 from app.domain.runs import RunSource
 from app.domain.tools import ToolCode
@@ -116,10 +116,6 @@ async def open_places(devstack: DevStack, server: S3Server) -> AsyncIterator[Pla
         await base.create_bucket()
         await base.conditional_writes()
         yield Places(devstack, server, base)
-
-
-def embedded_server(devstack: DevStack) -> S3Server:
-    return S3Server("embedded", devstack.s3_endpoint, S3_ACCESS_KEY, S3_SECRET_KEY)
 
 
 @dataclass(frozen=True)

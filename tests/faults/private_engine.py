@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import docker
-import pytest
 from cluster import eventually
+from requirements import skip_for_want_of
 
 from app.settings import Settings
 
@@ -114,9 +114,7 @@ def run_private_engine(directory: Path) -> Iterator[PrivateEngine]:
             engine.start()
             engine.load(IMAGE)
         except EngineMissing as error:
-            if os.environ.get("SKRIPTOTEKET_REQUIRE_DOCKER") == "1":
-                pytest.fail(f"a Docker engine is required here: {error}")
-            pytest.skip(f"no Docker engine of our own: {error}")
+            skip_for_want_of("DOCKER", f"no Docker engine of our own: {error}")
         yield engine
     finally:
         engine.remove()

@@ -17,12 +17,12 @@ from places import (
     Node,
     Place,
     Stock,
-    embedded_server,
     hashes,
     open_node,
     open_places,
     take_stock,
 )
+from s3_servers import embedded_server
 from session_sets import new_key, nothing_needed
 from sweep_processes import Command, Stage, Sweeper, run_sweeps
 

@@ -18,6 +18,7 @@ import docker
 import pytest
 from cluster import Cluster, Process, eventually, paused
 from docker.errors import DockerException
+from requirements import skip_for_want_of
 from service import Client
 from stepping import (
     EXECUTED_AGAIN,
@@ -84,9 +85,7 @@ def require_docker() -> None:
         client.images.get(os.environ.get("RUNNER_IMAGE", Settings().runner_image))
         client.close()
     except DockerException as error:
-        if os.environ.get("SKRIPTOTEKET_REQUIRE_DOCKER") == "1":
-            pytest.fail(f"Docker is required here: {error}")
-        pytest.skip(f"no Docker: {error}")
+        skip_for_want_of("DOCKER", f"no Docker: {error}")
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ import pytest
 from places import (
     Node,
     Places,
-    embedded_server,
     hashes,
     open_node,
     open_places,
     take_stock,
 )
+from s3_servers import embedded_server
 
 from app.devstack import DevStack
 from app.store import session_sweep, sessions, sweep_ledger

@@ -10,8 +10,6 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import AsyncIterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,17 +21,14 @@ from places import (
     Node,
     Place,
     Places,
-    embedded_server,
     hashes,
     open_node,
-    open_places,
     take_stock,
 )
-from s3_servers import run_ceph
+from requirements import skip_for_want_of
 from session_sets import LIMITS, new_key, pieces
 from skewed_node import Told
 
-from app.devstack import DevStack
 from app.domain.ids import new_uuid7
 from app.domain.runs import RunSource, ToolSession
 from app.store import sessions
@@ -54,22 +49,8 @@ SLACK = timedelta(seconds=3)
 def faketime() -> str:
     path = shutil.which("faketime")
     if path is None:
-        reason = "faketime is not installed"
-        if os.environ.get("SKRIPTOTEKET_REQUIRE_FAKETIME") == "1":
-            pytest.fail(f"{reason}, and SKRIPTOTEKET_REQUIRE_FAKETIME=1")
-        pytest.skip(reason)
+        skip_for_want_of("FAKETIME", "faketime is not installed")
     return path
-
-
-@pytest.fixture(scope="module", params=["embedded", pytest.param("ceph", marks=pytest.mark.ceph)])
-async def places(
-    request: pytest.FixtureRequest, devstack: DevStack, faketime: str
-) -> AsyncIterator[Places]:
-    with ExitStack() as stack:
-        is_embedded = request.param == "embedded"
-        server = embedded_server(devstack) if is_embedded else stack.enter_context(run_ceph())
-        async with open_places(devstack, server) as places:
-            yield places
 
 
 async def run_under(

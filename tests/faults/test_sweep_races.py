@@ -7,7 +7,6 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
@@ -21,18 +20,14 @@ from places import (
     Node,
     Places,
     Stock,
-    embedded_server,
     hashes,
     open_node,
-    open_places,
     take_stock,
 )
-from s3_servers import run_ceph
 from session_sets import LIMITS, new_key
 from sweep_processes import Command, run_sweeps
 
 from app.cli import EXIT_TRY_LATER
-from app.devstack import DevStack
 from app.domain.runs import RunSource
 from app.domain.users import User
 from app.errors import SessionFilesExpired
@@ -50,15 +45,6 @@ PAIRS = 15
 TTL = timedelta(days=1)
 # A few seconds apart the same clock says "not yet" to one and "over" to the other.
 JUST_BEFORE, JUST_AFTER = TTL - timedelta(seconds=10), TTL + timedelta(seconds=10)
-
-
-@pytest.fixture(scope="module", params=["embedded", pytest.param("ceph", marks=pytest.mark.ceph)])
-async def places(request: pytest.FixtureRequest, devstack: DevStack) -> AsyncIterator[Places]:
-    with ExitStack() as stack:
-        is_embedded = request.param == "embedded"
-        server = embedded_server(devstack) if is_embedded else stack.enter_context(run_ceph())
-        async with open_places(devstack, server) as places:
-            yield places
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from requirements import skip_for_want_of
 
 from workers.sandbox.confinement import GID, UIDS
 
@@ -44,9 +45,7 @@ def _image() -> None:
     except FileNotFoundError:
         reason = "there is no docker command"
     if reason:
-        if os.environ.get("SKRIPTOTEKET_REQUIRE_DOCKER") == "1":
-            pytest.fail(f"the runner image is required: {reason}")
-        pytest.skip(f"no runner image: {reason}")
+        skip_for_want_of("DOCKER", f"no runner image: {reason}")
 
 
 def test_it_makes_a_pdf_with_nordic_letters_as_the_unprivileged_user() -> None:

@@ -1,6 +1,5 @@
 """The alert rules: they are sound, they fire when they should, and what they name is exposed."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from requirements import skip_for_want_of
 from statuses import NOW, make_status
 
 from app.metrics import Metrics, Snapshot
@@ -50,10 +50,7 @@ def render() -> str:
 def promtool() -> str:
     found = shutil.which("promtool")
     if found is None:
-        reason = "promtool is not installed (Debian package prometheus)"
-        if os.environ.get("SKRIPTOTEKET_REQUIRE_PROMTOOL") == "1":
-            pytest.fail(f"{reason}, and SKRIPTOTEKET_REQUIRE_PROMTOOL=1")
-        pytest.skip(reason)
+        skip_for_want_of("PROMTOOL", "promtool is not installed (Debian package prometheus)")
     return found
 
 
