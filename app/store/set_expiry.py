@@ -25,7 +25,7 @@ from app.store.object_types import (
     ObjectTooLarge,
     is_of_one_object,
 )
-from app.store.objects import PARALLEL_CALLS
+from app.store.s3_calls import PARALLEL_CALLS
 
 JOURNAL_MAX_BYTES = 4 * 1024 * 1024
 DELETE_ATTEMPTS = 3
