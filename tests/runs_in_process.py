@@ -19,7 +19,7 @@ from app.domain.runs import RunKind, ToolSession
 from app.domain.tools import Tool, ToolCode
 from app.domain.users import User
 from app.settings import Settings, load_settings
-from app.store import runs, sessions, tools, users
+from app.store import run_recovery, runs, sessions, tools, users
 from app.store.objects import open_object_store
 from app.store.session_files import SessionFilesKey
 from app.usecases.tools import version_source
@@ -188,10 +188,12 @@ class Bench:
             datetime.now(UTC) - timedelta(days=1),
         )
 
-    async def recover(self) -> list[runs.RecoveredRun]:
+    async def recover(self) -> list[run_recovery.RecoveredRun]:
         """Look for lost runs once."""
         attempts, seconds = self.settings.run_max_attempts, 0
-        return await runs.recover_lost_runs(self.services.db, attempts, seconds, datetime.now(UTC))
+        return await run_recovery.recover_lost_runs(
+            self.services.db, attempts, seconds, datetime.now(UTC)
+        )
 
     async def has_job(self, run_id: UUID) -> bool:
         """Whether a job of a run waits."""

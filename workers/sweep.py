@@ -14,7 +14,7 @@ from app.domain.runs import RunStatus
 from app.jobs import Queue
 from app.log import get_log
 from app.settings import Settings
-from app.store import runs
+from app.store import run_recovery
 from app.store.artifacts import ArtifactStore
 from app.store.events import RunEvent, RunEvents
 from app.store.postgres import Database
@@ -50,7 +50,7 @@ class Sweep:
                 ended = await self._end_overdue()
                 ended_too, to_send = await self._recover_lost()
                 # What was just recovered may be among them too.
-                to_send |= dict(await runs.list_unsent(self.db))
+                to_send |= dict(await run_recovery.list_unsent(self.db))
             else:
                 ended, ended_too, to_send = {}, {}, {}
         # Outside the lock: runs are recovered also while Redis or the object store is away.
@@ -67,7 +67,9 @@ class Sweep:
         run_seconds = max(
             self.settings.run_timeout_seconds, self.settings.sandbox_run_timeout_seconds
         )
-        overdue = await runs.fail_overdue_runs(self.db, seconds, run_seconds, datetime.now(UTC))
+        overdue = await run_recovery.fail_overdue_runs(
+            self.db, seconds, run_seconds, datetime.now(UTC)
+        )
         for run_id in overdue:
             log.warning("run.queue_timeout", run_id=run_id)
         return dict.fromkeys(overdue, RunStatus.FAILED)
@@ -77,7 +79,7 @@ class Sweep:
         limits = (self.settings.run_max_attempts, self.settings.run_lease_seconds)
         ended: dict[UUID, RunStatus] = {}
         to_send: dict[UUID, int] = {}
-        for run in await runs.recover_lost_runs(self.db, *limits, datetime.now(UTC)):
+        for run in await run_recovery.recover_lost_runs(self.db, *limits, datetime.now(UTC)):
             log.warning("run.lost", run_id=run.id, status=run.status, attempt=run.attempt)
             if run.status is RunStatus.QUEUED:
                 to_send[run.id] = run.attempt

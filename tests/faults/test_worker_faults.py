@@ -18,7 +18,7 @@ from service import Client
 
 from app.jobs import open_queue
 from app.settings import load_settings
-from app.store import runs
+from app.store import run_recovery
 from app.store.postgres import open_database
 
 SLUG = "tell_workers"
@@ -157,7 +157,7 @@ async def recover_and_send(cluster: Cluster) -> None:
     """Do what the sweep of another worker does for runs whose lease ran out."""
     settings = load_settings(cluster.service.environment)
     async with open_database(settings.database_url, size=1) as db, open_queue(settings) as queue:
-        for run in await runs.recover_lost_runs(db, 2, 0, datetime.now(UTC)):
+        for run in await run_recovery.recover_lost_runs(db, 2, 0, datetime.now(UTC)):
             await queue.enqueue_run(run.id, run.attempt)
 
 

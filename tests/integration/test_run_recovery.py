@@ -17,7 +17,7 @@ from app.domain.runs import RunSource
 from app.domain.tools import parse_input_schema
 from app.domain.users import User
 from app.jobs import Queue, make_queue
-from app.store import runs
+from app.store import run_recovery, runs
 from app.usecases.initial_runs import InitialRuns
 from app.usecases.run_form import RunTarget
 from workers import main, sweep
@@ -70,7 +70,7 @@ async def make_old(bench: Bench, *run_ids: UUID) -> None:
 
 
 async def fail_overdue(bench: Bench) -> list[UUID]:
-    return await runs.fail_overdue_runs(bench.services.db, 600, 120, datetime.now(UTC))
+    return await run_recovery.fail_overdue_runs(bench.services.db, 600, 120, datetime.now(UTC))
 
 
 async def parts() -> AsyncIterator[UploadPart]:
