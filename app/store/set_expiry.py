@@ -9,10 +9,11 @@ tells the sweep of what was begun. What S3 refuses of one set never keeps anothe
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import msgspec
 
+from app.concurrency import settle
 from app.errors import Unavailable
 from app.store.fence import Confirm
 from app.store.file_sets import FileSets
@@ -25,7 +26,6 @@ from app.store.object_types import (
     ObjectTooLarge,
     is_of_one_object,
 )
-from app.store.s3_calls import PARALLEL_CALLS
 
 JOURNAL_MAX_BYTES = 4 * 1024 * 1024
 DELETE_ATTEMPTS = 3
@@ -205,17 +205,6 @@ class SetExpiry:
 # --- Work on many sets ------------------------------------------------------------------------
 
 
-async def gather_some(
-    work: Callable[[T], Awaitable[R]], items: Iterable[T], parallel: int = PARALLEL_CALLS
-) -> list[R]:
-    """Do the work for all items, some at a time; the first error is raised after all settled."""
-    results = await _do_some(work, items, parallel)
-    for result in results:
-        if isinstance(result, BaseException):
-            raise result
-    return cast(list[R], results)
-
-
 async def settle_some(
     work: Callable[[T], Awaitable[R]], items: Mapping[str, T], parallel: int
 ) -> tuple[dict[str, R], dict[str, Exception]]:
@@ -225,7 +214,7 @@ async def settle_some(
     """
     done: dict[str, R] = {}
     failed: dict[str, Exception] = {}
-    results = await _do_some(work, items.values(), parallel)
+    results = await settle(work, items.values(), parallel)
     for key, result in zip(items, results, strict=True):
         if not isinstance(result, BaseException):
             done[key] = result
@@ -247,18 +236,6 @@ async def settle_delete(deleting: Awaitable[object], keys: Iterable[str]) -> dic
             raise
         return dict.fromkeys(keys, error)
     return {}
-
-
-async def _do_some(
-    work: Callable[[T], Awaitable[R]], items: Iterable[T], parallel: int
-) -> list[R | BaseException]:
-    turns = asyncio.Semaphore(parallel)
-
-    async def do(item: T) -> R:
-        async with turns:
-            return await work(item)
-
-    return await asyncio.gather(*(do(item) for item in items), return_exceptions=True)
 
 
 def _marked(record: SetRecord) -> Manifest | None:

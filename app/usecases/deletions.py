@@ -14,6 +14,7 @@ from uuid import UUID
 
 import msgspec
 
+from app.concurrency import gather_some
 from app.errors import AppError, Conflict, NotFound
 from app.log import get_log
 from app.store import deletions, run_purge, runs, tools
@@ -23,10 +24,10 @@ from app.store.events import RunEvent, RunEvents
 from app.store.file_sets import FileSets
 from app.store.postgres import Database
 from app.store.redis import Logins
-from app.store.set_expiry import gather_some
 from app.store.set_removal import RemovedFiles, remove_sets
 
 POLL_SECONDS = 0.5
+PARALLEL_RUNS = 8  # whose artifacts are deleted at once
 
 log = get_log(__name__)
 
@@ -185,7 +186,9 @@ class Deletions:
         after: UUID | None = None
         while batch := await run_purge.list_runs_of(self.db, owner, after):
             with_artifacts = [run.id for run in batch if run.may_have_artifacts]
-            for removed in await gather_some(self.artifacts.delete_all, with_artifacts):
+            for removed in await gather_some(
+                self.artifacts.delete_all, with_artifacts, PARALLEL_RUNS
+            ):
                 report.artifacts += removed.artifacts
                 report.artifact_bytes += removed.bytes
             report.runs += await run_purge.delete_runs(self.db, [run.id for run in batch])
