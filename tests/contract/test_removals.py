@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -16,7 +17,7 @@ from sandboxes import IMAGE, LIMITS, as_tool, docker_sandbox, find_docker_object
 from workers.sandbox import engine as engine_module
 from workers.sandbox import protocol
 from workers.sandbox.base import Sandbox, SandboxJob
-from workers.sandbox.engine import DEFAULT_SOCKET, Engine
+from workers.sandbox.engine import DEFAULT_SOCKET, OWNER_LABEL, Engine
 from workers.sandbox.owner import name_owner
 from workers.sandbox.protocol import exchange
 
@@ -130,6 +131,41 @@ async def test_container_that_should_be_over_is_left_over_also_to_who_made_it(
             for container in (expired, kept):
                 container.streams.close()
                 await engine.remove(container.name)
+
+
+@docker_sandbox
+@pytest.mark.parametrize(("settle_seconds", "is_removed"), [(0.0, True), (3600.0, False)])
+async def test_container_whose_removal_hangs_is_removed_once_its_worker_is_dead(
+    sandbox: Sandbox,
+    monkeypatch: pytest.MonkeyPatch,
+    settle_seconds: float,
+    is_removed: bool,
+) -> None:
+    """Docker 20.10 can say "removing" for ever, where a `--rm` met a removal by another."""
+    monkeypatch.setattr(engine_module, "LABEL", "skriptoteket.removals")
+    monkeypatch.setattr(engine_module, "SETTLE_SECONDS", settle_seconds)
+    view, pid, _ = name_owner().split("/")
+    async with open_engine() as engine:
+        container = await engine.open_container(LIMITS)
+        list_containers = engine._asked.containers
+
+        def list_hanging(**filters: Any) -> list[dict[str, Any]]:
+            return [
+                entry
+                | {
+                    "State": "removing",
+                    "Labels": entry["Labels"] | {OWNER_LABEL: f"{view}/{pid}/1"},
+                }
+                for entry in list_containers(**filters)
+            ]
+
+        with monkeypatch.context() as patched:
+            patched.setattr(engine._asked, "containers", list_hanging)
+            await asyncio.sleep(0.01)
+            await engine.remove_left_over()
+        assert (container.name not in " ".join(find_containers())) is is_removed
+        container.streams.close()
+        await engine.remove(container.name)
 
 
 @docker_sandbox

@@ -222,17 +222,16 @@ class Engine:
         return removed
 
     def _is_left_over(self, entry: dict[str, Any], now: float) -> bool:
-        labels = entry["Labels"]
-        if entry["State"] == "removing":
-            return False
+        labels, state = entry["Labels"], str(entry["State"])
         if now > float(labels.get(EXPIRES_LABEL, "inf")):
             return True
         if labels.get(OWNER_LABEL) == self._owner:
             return False
-        age_seconds = now - entry["Created"]
-        return is_gone(labels.get(OWNER_LABEL, "")) or (
-            entry["State"] != "running" and age_seconds > SETTLE_SECONDS
-        )
+        is_settled = now - float(entry["Created"]) > SETTLE_SECONDS
+        if is_gone(labels.get(OWNER_LABEL, "")):
+            # An engine whose `--rm` met a removal may say "removing" for ever, until asked again.
+            return is_settled or state != "removing"
+        return is_settled and state not in {"running", "removing"}
 
     async def _remove_volume(self, name: str) -> bool:
         try:
