@@ -13,7 +13,7 @@ dev: $(VENV)/.synced ## the whole service on this machine
 
 test: $(VENV)/.synced ## all but the long rounds; what needs Docker or Ceph says so when it is skipped
 	@infra/build-runner-image.sh --if-possible
-	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 soak: $(VENV)/.synced ## the long rounds: minutes each
 	@infra/build-runner-image.sh --if-possible

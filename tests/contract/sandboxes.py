@@ -53,10 +53,12 @@ LIMITS = SandboxLimits(
 POOL = PoolSettings(LIMITS, size=2, max_bytes=512 * MIB, max_age_seconds=600)
 DOCKER = pytest.param("docker", marks=pytest.mark.docker)
 WARM = pytest.param("warm", marks=pytest.mark.docker)  # from a pool; other limits go cold
-# The process sandbox on a machine whose kernel gives no namespaces.
+# The default run tries what waits in a pool and what needs no engine; `make soak` the others too:
+# a container made for its run, and the process sandbox where the kernel gives no namespaces.
+COLD = pytest.param("docker", marks=[pytest.mark.docker, pytest.mark.soak])
 BARE = pytest.param("bare", marks=pytest.mark.soak)
 every_sandbox = pytest.mark.parametrize(
-    "sandbox", [DOCKER, WARM, "process", BARE], indirect=True, scope="session"
+    "sandbox", [COLD, WARM, "process", BARE], indirect=True, scope="session"
 )
 fenced_sandboxes = pytest.mark.parametrize(
     "sandbox", [DOCKER, "process"], indirect=True, scope="session"

@@ -449,7 +449,8 @@ async def test_time_limit_ends_everything_and_keeps_what_was_written(run: Runs) 
         timeout_seconds=1,
     )
     assert result.outcome is Outcome.TIMED_OUT
-    assert 1 <= result.duration_seconds < 3
+    # The runner's second has begun when we hear of it.
+    assert 0.9 <= result.duration_seconds < 3
     assert time.monotonic() - began < 6
     assert (result.stdout.text, result.stderr.text) == ("började å\n", "fel\n")
     assert [a.path for a in result.artifacts] == ["halv.txt"]

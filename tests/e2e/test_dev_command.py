@@ -116,6 +116,7 @@ def check_that_data_has_one_owner(data_dir: Path) -> None:
     assert b"another stack is running" in second.stderr
 
 
+@pytest.mark.soak
 def test_data_is_kept_between_starts_even_after_a_kill(stacks_dir: Path) -> None:
     with dev(stacks_dir / "kept") as (process, ready_file):
         described = wait_until_ready(process, ready_file)
