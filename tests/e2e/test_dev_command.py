@@ -73,6 +73,7 @@ def log_in(described: dict[str, Any], role: str, node: int = 0) -> Iterator[http
         yield client
 
 
+@pytest.mark.soak
 def test_two_at_once_describe_themselves_and_stop_whole(stacks_dir: Path) -> None:
     with (
         dev(stacks_dir / "one", "--api-nodes", "2") as (first, first_file),

@@ -241,7 +241,7 @@ def kill_at_all_stages(
     return max(seconds_to_end(run, killed_at) for run in runs)
 
 
-@pytest.mark.parametrize(("kind", "number"), make_cases(1, 0), indirect=["kind"], scope="module")
+@pytest.mark.parametrize(("kind", "number"), make_cases(0, 0), indirect=["kind"], scope="module")
 def test_runs_of_workers_killed_at_any_moment_end_once(
     stack: Cluster,
     client: Client,

@@ -159,6 +159,7 @@ def test_run_whose_session_got_other_files_still_sees_its_own(
     assert seen_by(end(client, later)) == hashes(OTHER)
 
 
+@pytest.mark.soak
 def test_run_waits_while_s3_is_down_for_a_good_while(
     cluster: Cluster, workers: list[Process], client: Client, context: str
 ) -> None:

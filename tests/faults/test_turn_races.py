@@ -57,7 +57,7 @@ def wait_for_end(client: Client, run_id: str) -> dict[str, Any]:
     return run
 
 
-@rounds(40, 200)
+@rounds(20, 200)
 def test_mixed_turns_on_two_nodes_make_one_line_of_revisions(
     rounds: int,
     cluster: Cluster,

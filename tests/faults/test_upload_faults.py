@@ -121,7 +121,7 @@ def test_form_that_ends_inside_a_file_is_refused_and_leaves_nothing(
     eventually(lambda: cluster.blobs(tool_id) == before)
 
 
-@pytest.mark.parametrize("fault", ["down", "stalled"])
+@pytest.mark.parametrize("fault", ["down", pytest.param("stalled", marks=pytest.mark.soak)])
 def test_upload_without_s3_is_answered_503_and_changes_nothing(
     cluster: Cluster, context: str, tool_id: str, before: list[str], fault: str
 ) -> None:

@@ -343,6 +343,7 @@ def _make_base(name: str, base: str, tmp_path: Path, text: str) -> None:
     _docker("import", "--change", label, str(packed), base)
 
 
+@pytest.mark.soak
 def test_it_is_built_again_when_its_base_or_its_files_changed_and_only_then(
     build: Build, names: tuple[str, str], tmp_path: Path
 ) -> None:
@@ -360,6 +361,7 @@ def test_it_is_built_again_when_its_base_or_its_files_changed_and_only_then(
     assert build("--base", base, "--if-possible") == current
 
 
+@pytest.mark.soak
 def test_its_base_can_be_named_by_what_it_is(
     build: Build, names: tuple[str, str], tmp_path: Path
 ) -> None:
