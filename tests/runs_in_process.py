@@ -16,13 +16,13 @@ from app.devstack import DevStack
 from app.domain.files import StoredFile
 from app.domain.ids import new_uuid7
 from app.domain.runs import RunKind, ToolSession
-from app.domain.tools import Tool, ToolCode
-from app.domain.users import User
+from app.domain.tools import ToolCode
 from app.settings import Settings, load_settings
-from app.store import run_recovery, runs, sessions, tools, users
+from app.store import run_recovery, runs, sessions, tools
 from app.store.objects import open_object_store
 from app.store.session_files import SessionFilesKey
-from app.usecases.tools import version_source
+from app.usecases.accounts import create_user
+from app.usecases.tools import create_tool, version_source
 from app.wiring import Services, open_services
 from workers.abandoned import AbandonedUploads
 from workers.readiness import Readiness
@@ -72,6 +72,16 @@ class ScriptedSandbox:
         return await self.script(job, spool, stop)
 
 
+async def add_owners(services: Services) -> SessionFilesKey:
+    """Add a user and a tool: the key of a session that they could have."""
+    now, name = datetime.now(UTC), f"t{uuid.uuid4().hex}"
+    user = await create_user(services.db, name, "user", None, now)
+    assert user is not None, "the name is taken"
+    texts = {"title": "", "summary": "", "usage_instructions": ""}
+    tool = await create_tool(services.db, None, name, texts, now)
+    return SessionFilesKey(tool.id, user.id, "default")
+
+
 @dataclass
 class Bench:
     """Queued runs of new users, and workers that do them."""
@@ -81,24 +91,9 @@ class Bench:
 
     async def begin_session(self) -> ToolSession:
         """A session of a new user in a new tool."""
-        now, name = datetime.now(UTC), uuid.uuid4().hex
-        user = User(id=new_uuid7(now), username=name, display_name="", role="user")
-        await users.ensure_user(self.services.db, user, "", now)
-        tool = Tool(
-            id=new_uuid7(now),
-            slug=name,
-            title="",
-            summary="",
-            usage_instructions="",
-            owner_id=None,
-            published_version_id=None,
-            created_at=now,
-            updated_at=now,
-        )
-        await tools.insert_tool(self.services.db, tool)
-        key = SessionFilesKey(tool.id, user.id, "default")
+        key = await add_owners(self.services)
         async with self.services.db.transaction() as tx:
-            return await self.services.initial_runs.claims.lock_session(tx, key, now)
+            return await self.services.initial_runs.claims.lock_session(tx, key, datetime.now(UTC))
 
     async def queue_run(
         self, session: ToolSession | None = None, files: tuple[StoredFile, ...] = ()

@@ -1,18 +1,18 @@
 """Deletions and the claims that are under way: each is wholly before the other."""
 
 import asyncio
-import uuid
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from uuid import UUID
 
 import pytest
 from databases import make_database
+from runs_in_process import add_owners
 
 from app.devstack import DevStack
 from app.domain.ids import new_uuid7
 from app.domain.runs import FinishedRun, RunKind, RunStatus
-from app.domain.tools import Tool, ToolCode
+from app.domain.tools import ToolCode
 from app.errors import Conflict, NotAuthenticated, NotFound
 from app.settings import load_settings
 from app.store import deletions, runs, tools
@@ -35,25 +35,6 @@ async def services(devstack: DevStack) -> AsyncIterator[Services]:
             await objects.create_bucket()
         async with open_services(settings) as services:
             yield services
-
-
-async def add_owners(services: Services) -> SessionFilesKey:
-    name = uuid.uuid4().hex
-    user = await create_user(services.db, name, "user", None, NOW)
-    assert user is not None, "the name is taken"
-    tool = Tool(
-        id=new_uuid7(NOW),
-        slug=name,
-        title="",
-        summary="",
-        usage_instructions="",
-        owner_id=None,
-        published_version_id=None,
-        created_at=NOW,
-        updated_at=NOW,
-    )
-    await tools.insert_tool(services.db, tool)
-    return SessionFilesKey(tool.id, user.id, "default")
 
 
 async def find_objects(services: Services, key: SessionFilesKey) -> list[ObjectInfo]:
